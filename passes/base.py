@@ -1,0 +1,36 @@
+"""What every pass is: a frozen dataclass whose fields are its options, and so the recipe's keys."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from onnx_tailor.graph.model import TailorModel
+    from onnx_tailor.report import Change, Skip
+    from onnx_tailor.targets import Target
+
+__all__ = ["Pass"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """A rewrite of one model. Subclasses add their options as fields and keep no other state.
+
+    A field's docstring (a string literal below it) is its help text; `__post_init__` checks what a type cannot say
+    and raises `OptionError`.
+    """
+
+    name: ClassVar[str]
+    """The pass's name in a recipe."""
+
+    @abstractmethod
+    def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
+        """Rewrite `model` in place, yielding a Change or a Skip for every candidate.
+
+        Raises:
+            ModelError: the model cannot be rewritten as asked.
+            OptionError: an option does not fit this model, as a pattern that matches nothing.
+        """
