@@ -1,0 +1,79 @@
+"""Find the heads: the projections that yield the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_tailor.graph.constants import FLOATS, is_constant
+from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, is_op
+from onnx_tailor.graph.projections import Projection, match_projection
+
+# What may stand between the head and the logits, besides arithmetic with a constant: soft-capping, casts, slices.
+_TRANSPARENT = ("Cast", "Tanh", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+_WITH_CONSTANT = ("Add", "Sub", "Mul", "Div")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The projection behind one output."""
+
+    output: ir.Value
+    """The graph output, as a rule `logits`."""
+    projection: Projection
+
+
+@dataclass(frozen=True)
+class NoHead:
+    """An output that no projection yields, and why."""
+
+    output: ir.Value
+    reason: str
+
+
+def find_heads(model: TailorModel) -> list[Head | NoHead]:
+    """Return the heads of the model, one for each output that may be logits.
+
+    An output called `logits` is taken at its word and reported even where no head is found behind it; without one,
+    every float output is tried and those that lead to no projection are no candidates.
+    """
+    floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None]
+    named = [value for value in floats if "logits" in (value.name or "").lower()]
+    found = [head for value in named or floats for head in _behind(value, value)]
+    return [head for head in found if named or isinstance(head, Head)]
+
+
+def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | NoHead]:
+    """Walk from the value `output` back to the projections that yield it: two where an If chooses between them."""
+    while value is not None:
+        node = value.producer()
+        if node is None:
+            return [NoHead(output, "it is not computed by a node")]
+        if is_op(node, "If"):
+            index = node.outputs.index(value)
+            branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+            return [head for branch in branches for head in _behind(output, branch.outputs[index])]
+        if node.domain == MICROSOFT and node.op_type == "MatMulNBits":
+            return [NoHead(output, f"its head {node.name} is quantized already")]
+        matched = match_projection(node)
+        if isinstance(matched, Projection):
+            return [Head(output, matched)]
+        if isinstance(matched, str):
+            return [NoHead(output, f"{node.op_type} {node.name}: {matched}")]
+        value = _carried(node)
+        if value is None:
+            return [NoHead(output, f"{node.op_type} {node.name} stands between it and a projection")]
+    return [NoHead(output, "it is not computed by a node")]
+
+
+def _carried(node: ir.Node) -> ir.Value | None:
+    """Return the input that passes through `node`, or None where none does."""
+    if node.domain not in ONNX_DOMAINS:
+        return None
+    if node.op_type in _TRANSPARENT:
+        return node.inputs[0]
+    if node.op_type in _WITH_CONSTANT:
+        variable = [value for value in node.inputs if not is_constant(value)]
+        return variable[0] if len(variable) == 1 else None
+    return None

@@ -1,0 +1,94 @@
+"""Load a model so that every large weight stays in its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.weights.files import DataFile, resolve_location
+from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
+from onnx_tailor.weights.tensors import WeightTensor
+from onnx_tailor.weights.view import View
+
+
+def load(path: Path) -> TailorModel:
+    """Read the graph of the ONNX file at `path`; its weights become `WeightTensor`s over file ranges.
+
+    Raises:
+        ModelError: the file or one of its data files is missing, cut off, outside the folder, or no ONNX model.
+    """
+    proto = read_skeleton(path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # the deserializer meets strangers' files and raises what it likes
+        raise ModelError(f"{path}: the graph cannot be read ({_first_line(error)})") from error
+    sources = _Sources(path, {})
+    for graph in _graphs(model):
+        for value in graph.initializers.values():
+            value.const_value = sources.tensor(value.const_value)
+        for node in graph:
+            _replace_attributes(node, sources)
+    for function in model.functions.values():
+        for node in function:
+            _replace_attributes(node, sources)
+    # A weight inside a Constant node is a weight like any other.
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT)(model)
+    locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
+    return TailorModel(model, path, tuple(locations))
+
+
+@dataclass(frozen=True)
+class _Sources:
+    path: Path
+    files: dict[str, DataFile]
+
+    def tensor(self, tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+        """Return `tensor`, over its file range if it is stored outside the protobuf."""
+        if not isinstance(tensor, ir.ExternalTensor):
+            return tensor
+        name, location = tensor.name or "(no name)", str(tensor.location)
+        if location not in self.files:
+            own = location == self.path.name
+            file = self.path if own else resolve_location(self.path.parent, location, name)
+            self.files[location] = DataFile.open(file)
+        file_ = self.files[location]
+        dims = tuple(tensor.shape.numpy())
+        if any(n < 0 for n in dims):
+            raise ModelError(f"{self.path}: weight {name} has the negative shape {list(dims)}")
+        view = View.contiguous(file_, tensor.offset or 0, tensor.dtype, dims)
+        if tensor.length is not None and tensor.length != view.nbytes:
+            raise ModelError(
+                f"{self.path}: weight {name} is {tensor.dtype}{list(dims)}, {view.nbytes} bytes, but its data entry "
+                f"says {tensor.length}"
+            )
+        if view.offset < 0 or view.offset + view.nbytes > file_.size:
+            raise ModelError(
+                f"{file_.path}: weight {name} lies at bytes {view.offset} to {view.offset + view.nbytes}, but the file "
+                f"has {file_.size}; it is cut off or belongs to another model"
+            )
+        result = WeightTensor.of_view(view, tensor.name)
+        result.doc_string = tensor.doc_string
+        result.metadata_props.update(tensor.metadata_props)
+        return result
+
+
+def _replace_attributes(node: ir.Node, sources: _Sources) -> None:
+    for attribute in list(node.attributes.values()):
+        if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+            tensor = sources.tensor(attribute.value)
+            assert tensor is not None
+            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph]:
+    return [graph for graph in model.graphs() if isinstance(graph, ir.Graph)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+

@@ -1,0 +1,141 @@
+"""The model as it flows through the pipeline: an onnx_ir model, where it came from, and safe ways to edit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes import common as ir_passes
+
+from onnx_tailor.weights.tensors import WeightTensor
+
+MICROSOFT = "com.microsoft"
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass
+class TailorModel:
+    """One ONNX file in the pipeline. Passes edit it in place."""
+
+    ir: ir.Model
+    path: Path
+    """The file it was read from."""
+    locations: tuple[str, ...] = ()
+    """Names of the files its weights lie in, relative to the model's folder."""
+    _names: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The main graph."""
+        return self.ir.graph
+
+    def graphs(self) -> list[ir.Graph]:
+        """Return the main graph and every subgraph."""
+        return [graph for graph in self.ir.graphs() if isinstance(graph, ir.Graph)]
+
+    def nodes(self) -> Iterator[ir.Node]:
+        """Iterate over the nodes of all graphs, in topological order of each."""
+        return iter(ir.traversal.RecursiveGraphIterator(self.graph))
+
+    @property
+    def opset(self) -> int:
+        """The version of the default ONNX domain."""
+        return next(self.ir.opset_imports[d] for d in ONNX_DOMAINS if d in self.ir.opset_imports)
+
+    def fresh(self, name: str) -> str:
+        """Return `name`, numbered if the model has it already, and reserve it."""
+        if not self._names:
+            self._names.update(_all_names(self))
+        candidate, number = name, 1
+        while candidate in self._names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._names.add(candidate)
+        return candidate
+
+    def initializer(self, tensor: WeightTensor, name: str) -> ir.Value:
+        """Register `tensor` in the main graph, where every subgraph sees it, and return its value."""
+        name = self.fresh(name)
+        tensor = tensor.renamed(name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def int64s(self, values: Sequence[int], name: str) -> ir.Value:
+        """Register a small constant of the main graph, for shapes and axes."""
+        name = self.fresh(name)
+        value = ir.Value(name=name, const_value=ir.tensor(list(values), ir.DataType.INT64, name=name))
+        value.shape = ir.Shape([len(values)])
+        value.type = ir.TensorType(ir.DataType.INT64)
+        self.graph.register_initializer(value)
+        return value
+
+    def insert_before(
+        self,
+        anchor: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        *,
+        domain: str = "",
+        attributes: dict[str, int | float | str | Sequence[int]] | None = None,
+        name: str,
+        dtype: ir.DataType | None = None,
+        shape: ir.Shape | None = None,
+    ) -> ir.Value:
+        """Insert a node with one output in front of `anchor` and return that output."""
+        node = ir.node(
+            op_type, inputs, attributes=attributes or {}, domain=domain, name=self.fresh(name), num_outputs=1
+        )
+        output = node.outputs[0]
+        output.name = self.fresh(f"{name}_output")
+        output.type = ir.TensorType(dtype) if dtype is not None else None
+        output.shape = shape
+        assert anchor.graph is not None
+        anchor.graph.insert_before(anchor, node)
+        if domain == MICROSOFT:
+            self.ir.opset_imports.setdefault(MICROSOFT, 1)
+        return output
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let `new` take the place of the node output `old`, also as a graph output, under the old name.
+
+        The node that produced `old` is removed; it must have no other output in use.
+        """
+        node = old.producer()
+        assert node is not None
+        assert node.graph is not None
+        if new.type is None:
+            new.type = old.type
+        if new.shape is None:
+            new.shape = old.shape
+        name = old.name
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        node.graph.remove(node, safe=True)
+        new.name = name  # graph outputs are part of the model's interface; other names help its reader
+
+    def sweep(self) -> None:
+        """Remove the nodes and initializers that nothing reads any more."""
+        ir_passes.RemoveUnusedNodesPass()(self.ir)
+
+
+def _all_names(model: TailorModel) -> Iterator[str]:
+    for graph in model.graphs():
+        yield from (value.name for value in graph.inputs if value.name)
+        yield from graph.initializers
+    for node in model.nodes():
+        if node.name:
+            yield node.name
+        yield from (value.name for value in node.outputs if value.name)
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether `node` is one of the ONNX operators `op_types` of the default domain."""
+    return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types
+
+
+def attribute(node: ir.Node, name: str, default: int) -> int:
+    """Return the integer attribute `name`."""
+    found = node.attributes.get(name)
+    return default if found is None else int(found.value)

@@ -1,0 +1,97 @@
+"""Files that hold weights: safe locations, and reads that notice a file that is short or was replaced."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.errors import ModelError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of weights, open for reading from any thread. Equal when the path is equal."""
+
+    path: Path
+    size: int = field(compare=False)
+    """Bytes, when the model was loaded."""
+    _stamp: tuple[int, int, int] = field(compare=False, repr=False)
+    _local: threading.local = field(compare=False, repr=False, default_factory=threading.local)
+
+    @classmethod
+    def open(cls, path: Path) -> DataFile:
+        """Note the file's identity.
+
+        Raises:
+            ModelError: the file is missing or cannot be read.
+        """
+        try:
+            with FileIO(path) as file:
+                stamp = _stamp(file)
+        except OSError as error:
+            raise ModelError(
+                f"{path}: the model's data file cannot be read ({error.strerror}); put it beside the ONNX file"
+            ) from error
+        return cls(path, stamp[1], stamp)
+
+    def read_into(self, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
+        """Fill the contiguous `buffer` with the file's bytes from `offset` on.
+
+        Ordinary reads rather than a memory map: mapped pages count as the process's memory, and a file cut off while
+        it is mapped kills the process.
+
+        Raises:
+            ModelError: the file became shorter or was replaced since the model was loaded.
+        """
+        handle = self._handle()
+        handle.seek(offset)
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            count = handle.readinto(view[done:])
+            if not count:
+                raise ModelError(f"{self.path}: ends at byte {offset + done} while it is read; it was cut off")
+            done += count
+
+    def _handle(self) -> FileIO:
+        handle: FileIO | None = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = self._local.handle = FileIO(self.path)
+            if _stamp(handle) != self._stamp:
+                raise ModelError(f"{self.path}: the file was changed during the run; run again")
+        return handle
+
+
+def _stamp(file: FileIO) -> tuple[int, int, int]:
+    import os
+
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def resolve_location(folder: Path, location: str, weight: str) -> Path:
+    """Return the path of an external-data `location`, which the ONNX format says lies within `folder`.
+
+    A model is a stranger's file: a location that leads elsewhere would copy any file of this machine into the output.
+
+    Raises:
+        ModelError: the location is empty, absolute, or leads out of the folder by `..` or by a link.
+    """
+    parts = PureWindowsPath(location)  # understands both separators and drive letters
+    if not location or "\0" in location or parts.is_absolute() or parts.drive or parts.root or ".." in parts.parts:
+        raise ModelError(
+            f"weight {weight}: its data location {location!r} is not inside the model's folder; "
+            "only files beside the ONNX file are read"
+        )
+    path = folder / Path(*parts.parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"weight {weight}: its data file {path} is a link out of the model's folder; "
+            "replace the link by the file itself"
+        )
+    return path

@@ -1,0 +1,64 @@
+"""Work that makes an output's bytes from file ranges, in independent tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.weights.view import View
+
+Piece = tuple[str, int, npt.NDArray[np.generic]]
+"""Bytes of an output: its name, the offset within it, and a contiguous array to store there."""
+
+
+class Job(Hashable, Protocol):
+    """Computes one or several outputs whose sizes are known beforehand. Equal jobs compute equal bytes."""
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """Bytes of each output, by name."""
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that all tiles read together: the job's share of the progress."""
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return the independent parts of the job."""
+
+    def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
+        """Yield the bytes that `tile` contributes to the `wanted` outputs."""
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """Stores a view's elements in row-major order: a byte copy, or a transposition in tiles."""
+
+    view: View
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """One output, `data`."""
+        return {"data": self.view.nbytes}
+
+    @property
+    def read_bytes(self) -> int:
+        """The view's bytes."""
+        return self.view.nbytes
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return ranges of bytes of a contiguous view, of rows of another."""
+        return self._source().tiles()
+
+    def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
+        """Read one tile."""
+        assert wanted == {"data"}
+        source = self._source().rows(*tile)
+        row_bytes = int(source.dtype.itemsize * (source.size // max(1, source.shape[0])))
+        yield "data", tile[0] * row_bytes, np.ascontiguousarray(source.read())
+
+    def _source(self) -> View:
+        return self.view.bytes_view() if self.view.is_contiguous else self.view

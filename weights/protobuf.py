@@ -1,0 +1,161 @@
+"""Read an ONNX file without its weights.
+
+`onnx.load` copies every embedded weight into memory. This module walks the protobuf wire format instead and hands
+back the same message with each large tensor's bytes replaced by an external-data reference into the file itself, so
+that an embedded weight and an external one are the same thing to the rest of the program: a range of a file.
+
+Wire format: https://protobuf.dev/programming-guides/encoding/. Field numbers: onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnx_tailor.errors import ModelError
+
+INLINE_LIMIT = 1024
+"""Tensors of fewer bytes stay inside the ONNX file, read and written whole."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class _Message:
+    """Which fields of a message lead to tensors."""
+
+    name: str
+    children: dict[int, _Message] = field(default_factory=dict)
+
+
+_TENSOR = _Message("TensorProto")
+_ATTRIBUTE = _Message("AttributeProto")
+_NODE = _Message("NodeProto", {5: _ATTRIBUTE})
+_GRAPH = _Message("GraphProto", {1: _NODE, 5: _TENSOR})
+_FUNCTION = _Message("FunctionProto", {7: _NODE})
+_MODEL = _Message("ModelProto", {7: _GRAPH, 25: _FUNCTION})
+_ATTRIBUTE.children.update({5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH})
+
+# The fields of TensorProto whose packed bytes are the little-endian values themselves.
+_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA = 9, 4, 10
+_VALUE_FIELDS = frozenset({_RAW_DATA, _FLOAT_DATA, _DOUBLE_DATA})
+
+
+class _MalformedError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+def read_skeleton(path: Path) -> onnx.ModelProto:
+    """Return the model of `path` with its large embedded tensors as references into `path.name`.
+
+    Raises:
+        ModelError: the file is missing, empty, cut off, or no ONNX model.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise ModelError(f"{path}: the file is empty; export or download it again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                skeleton = _strip(data, path.name)
+        model = onnx.ModelProto.FromString(skeleton)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (_MalformedError, DecodeError) as error:
+        raise ModelError(
+            f"{path}: not an ONNX model, or cut off ({error}); compare its size with the original's"
+        ) from error
+    if not model.ir_version or not model.HasField("graph") or not model.opset_import:
+        raise ModelError(f"{path}: not an ONNX model (it has no IR version, graph or opset)")
+    return model
+
+
+def _strip(data: mmap.mmap, location: str) -> bytes:
+    parts = _rewrite(data, 0, len(data), _MODEL, location)
+    return b"".join(data[part.start : part.stop] if isinstance(part, slice) else part for part in parts)
+
+
+def _rewrite(data: mmap.mmap, start: int, end: int, message: _Message, location: str) -> list[slice | bytes]:
+    """Return the message between `start` and `end` as ranges to copy and bytes to insert."""
+    if message is _TENSOR:
+        return _rewrite_tensor(data, start, end, location)
+    parts: list[slice | bytes] = []
+    for number, wire, begin, value, stop in _fields(data, start, end):
+        child = message.children.get(number) if wire == _BYTES else None
+        if child is None or stop - value < INLINE_LIMIT:
+            parts.append(slice(begin, stop))
+            continue
+        inner = _rewrite(data, value, stop, child, location)
+        parts += [_tag(number), _varint(sum(_length(part) for part in inner)), *inner]
+    return parts
+
+
+def _rewrite_tensor(data: mmap.mmap, start: int, end: int, location: str) -> list[slice | bytes]:
+    fields = list(_fields(data, start, end))
+    large = [f for f in fields if f[0] in _VALUE_FIELDS and f[1] == _BYTES and f[4] - f[3] >= INLINE_LIMIT]
+    if len(large) != 1:  # values in several chunks are legal and rare: leave them to protobuf
+        return [slice(start, end)]
+    parts: list[slice | bytes] = [slice(f[2], f[4]) for f in fields if f is not large[0]]
+    value, stop = large[0][3], large[0][4]
+    reference = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    for key, text in _reference(location, value, stop - value).items():
+        reference.external_data.add(key=key, value=text)
+    return [*parts, reference.SerializeToString()]
+
+
+def _reference(location: str, offset: int, length: int) -> Mapping[str, str]:
+    return {"location": location, "offset": str(offset), "length": str(length)}
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield (field number, wire type, begin of the tag, begin of the value, end) of each field."""
+    at = start
+    while at < end:
+        begin = at
+        key, at = _read_varint(data, at, end)
+        number, wire = key >> 3, key & 7
+        if wire == _BYTES:
+            size, at = _read_varint(data, at, end)
+        elif wire == _VARINT:
+            size = _read_varint(data, at, end)[1] - at
+        elif wire in {_FIXED64, _FIXED32}:
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise _MalformedError(f"no protobuf field at byte {begin}")
+        if number == 0 or at + size > end:
+            raise _MalformedError(f"the field at byte {begin} ends outside its message")
+        yield number, wire, begin, at, at + size
+        at += size
+
+
+def _read_varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    result = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, at
+        shift += 7
+    raise _MalformedError(f"no end of the number before byte {at}")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | _BYTES)
+
+
+def _length(part: slice | bytes) -> int:
+    return part.stop - part.start if isinstance(part, slice) else len(part)

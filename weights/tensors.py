@@ -1,0 +1,123 @@
+"""Tensors of the graph whose bytes are still in a file, or not yet computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_tailor.weights.jobs import CopyJob, Job
+from onnx_tailor.weights.view import View
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One output of a job: a run of bytes that is stored once, however many tensors read it."""
+
+    job: Job
+    output: str
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.job.outputs[self.output]
+
+    def materialize(self) -> npt.NDArray[np.uint8]:
+        """Compute all bytes in memory; for small tensors."""
+        result = np.empty(self.nbytes, np.uint8)
+        for tile in self.job.tiles():
+            for _, offset, piece in self.job.compute(tile, frozenset({self.output})):
+                raw = piece.reshape(-1).view(np.uint8)
+                result[offset : offset + len(raw)] = raw
+        return result
+
+
+class WeightTensor(ir.TensorProtocol):
+    """A tensor over a blob. Several tensors may read one blob under different shapes: an alias on disk."""
+
+    def __init__(self, blob: Blob, dtype: ir.DataType, shape: tuple[int, ...], name: str | None = None) -> None:
+        """Check that the shape fits the blob."""
+        if math.ceil(math.prod(shape) * dtype.itemsize) != blob.nbytes:
+            raise ValueError(f"{name}: {dtype}{list(shape)} does not fit {blob.nbytes} bytes")
+        self.blob = blob
+        self.dtype = dtype
+        self.shape = ir.Shape(shape)
+        self.name = name
+        self.doc_string: str | None = None
+        self.metadata_props: dict[str, str] = {}
+        self.meta: dict[str, object] = {}
+
+    @classmethod
+    def of_view(cls, view: View, name: str | None = None) -> WeightTensor:
+        """Return the tensor of a view's elements."""
+        source = view.bytes_view() if view.is_contiguous else view  # one key for one range of bytes
+        return cls(Blob(CopyJob(source), "data"), view.dtype, view.shape, name)
+
+    @property
+    def view(self) -> View | None:
+        """The view that holds this tensor's elements; None where they have to be computed."""
+        job = self.blob.job
+        if not isinstance(job, CopyJob):
+            return None
+        if job.view.is_contiguous:
+            return View.contiguous(job.view.file, job.view.offset, self.dtype, self.dims)
+        return job.view if job.view.shape == self.dims else None
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape as integers."""
+        return tuple(int(n) for n in self.shape)
+
+    def reshaped(self, shape: tuple[int, ...], name: str) -> WeightTensor:
+        """Return a tensor of the same bytes under another shape and name."""
+        return WeightTensor(self.blob, self.dtype, shape, name)
+
+    def renamed(self, name: str) -> WeightTensor:
+        """Return the same tensor under another name."""
+        return WeightTensor(self.blob, self.dtype, self.dims, name)
+
+    @property
+    def raw(self) -> Blob:
+        """The blob."""
+        return self.blob
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.dims)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes when stored."""
+        return self.blob.nbytes
+
+    def numpy(self) -> npt.NDArray[np.generic]:
+        """Compute or read the values; for small tensors."""
+        raw = self.blob.materialize()
+        if self.dtype.bitwidth < 8:
+            return ir.PackedTensor(raw, self.dtype, self.shape).numpy()
+        return raw.view(self.dtype.numpy()).reshape(self.dims)
+
+    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
+        """Compute or read the values; for small tensors."""
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype, copy=bool(copy))
+
+    def __dlpack__(self, *, stream: object = None) -> object:
+        """Compute or read the values; for small tensors."""
+        return self.numpy().__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Return the device of `__dlpack__`."""
+        return self.numpy().__dlpack_device__()
+
+    def tobytes(self) -> bytes:
+        """Compute or read the little-endian bytes; for small tensors."""
+        return self.blob.materialize().tobytes()
+
+    def __repr__(self) -> str:
+        """Show the name, dtype and shape, never the values."""
+        return f"WeightTensor({self.name}: {self.dtype}{list(self.dims)})"

@@ -1,0 +1,116 @@
+"""A window on a file that reads as a tensor: the source of every weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_tailor.weights.files import DataFile
+
+TILE_BYTES = 4 << 20
+"""About how many bytes one task reads: large enough for the disk, small enough for the memory."""
+_MIN_SEGMENT = 2048
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor in a file, possibly transposed or sliced. Two views that read the same elements alike are equal."""
+
+    file: DataFile
+    offset: int
+    """Byte of the first element."""
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Elements, not bytes, between neighbours along each dimension."""
+
+    @classmethod
+    def contiguous(cls, file: DataFile, offset: int, dtype: ir.DataType, shape: tuple[int, ...]) -> View:
+        """Return the view of a tensor stored in row-major order."""
+        return cls(file, offset, dtype, shape, _row_major(shape))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements when stored without gaps; two 4-bit elements share a byte."""
+        return math.ceil(self.size * self.dtype.itemsize)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps."""
+        expected = _row_major(self.shape)
+        return all(n == 1 or s == e for n, s, e in zip(self.shape, self.strides, expected, strict=True))
+
+    def transpose(self) -> View:
+        """Return the transposed view of a matrix; no byte moves."""
+        rows, columns = self.shape
+        return View(self.file, self.offset, self.dtype, (columns, rows), self.strides[::-1])
+
+    def rows(self, start: int, stop: int) -> View:
+        """Return the view of the rows `start` to `stop`; no byte moves."""
+        offset = self.offset + int(start * self.strides[0] * self.dtype.itemsize)
+        return View(self.file, offset, self.dtype, (stop - start, *self.shape[1:]), self.strides)
+
+    def reshape(self, shape: tuple[int, ...]) -> View:
+        """Return the same bytes under another shape; only for contiguous views."""
+        assert self.is_contiguous
+        assert math.prod(shape) == self.size
+        return View.contiguous(self.file, self.offset, self.dtype, shape)
+
+    def bytes_view(self) -> View:
+        """Return the view of a contiguous tensor's bytes, as uint8 of one dimension."""
+        assert self.is_contiguous
+        return View.contiguous(self.file, self.offset, ir.DataType.UINT8, (self.nbytes,))
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
+        count = self.shape[0] if self.shape else 1
+        row_bytes = max(1.0, self.nbytes / max(1, count))
+        step = max(1, int(TILE_BYTES / row_bytes))
+        if not self.is_contiguous:  # each column of the file is read in pieces of `step` elements
+            step = max(step, int(_MIN_SEGMENT / self.dtype.itemsize))
+        return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def read(self) -> npt.NDArray[np.generic]:
+        """Read the whole tensor, in its shape and own dtype; for small tensors and tiles of larger ones."""
+        if self.is_contiguous:
+            return self._read_run().reshape(self.shape)
+        rows, columns = self.shape
+        dtype = self.dtype.numpy()
+        if self.strides[0] == 1:  # transposed: the file's rows are this view's columns
+            buffer = np.empty((columns, rows), dtype)
+            self._read_segments(buffer, self.strides[1])
+            return buffer.T
+        buffer = np.empty((rows, columns), dtype)
+        self._read_segments(buffer, self.strides[0])
+        return buffer
+
+    def _read_run(self) -> npt.NDArray[np.generic]:
+        raw = np.empty(self.nbytes, np.uint8)
+        self.file.read_into(self.offset, raw)
+        return raw.view(self.dtype.numpy())
+
+    def _read_segments(self, buffer: npt.NDArray[np.generic], pitch: int) -> None:
+        """Read `buffer`'s rows, which lie `pitch` elements apart in the file."""
+        if pitch == buffer.shape[1]:
+            self.file.read_into(self.offset, buffer.reshape(-1).view(np.uint8))
+            return
+        step = int(pitch * self.dtype.itemsize)
+        raw = buffer.view(np.uint8)
+        for index in range(len(buffer)):
+            self.file.read_into(self.offset + index * step, raw[index])
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
