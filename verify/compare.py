@@ -1,0 +1,185 @@
+"""Run a reference and a candidate on the same tokens and measure how far apart they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.verify.metrics import DifferenceMaximum, LogitSums, difference, logit_sums
+from onnx_tailor.verify.session import LanguageModel, Optimization
+from onnx_tailor.verify.tokens import Tokens, random_tokens
+
+__all__ = ["Comparison", "OutputDifference", "compare"]
+
+Array = npt.NDArray[Any]
+
+_DECODED = 16
+"""Tokens over which decoding step by step is compared with one prefill; the first half is prefilled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputDifference:
+    """How far one output is from the reference's, over all windows."""
+
+    name: str
+    max_abs: float
+    """max |a - b|; inf where one is NaN, or infinite and the other not."""
+    max_rel: float
+    """max |a - b| / max |a|, both maxima over the whole output, a being the reference."""
+    where: tuple[int, ...]
+    """(window, *index in the output) of max_abs; empty where nothing differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` measured. The figures of the logits are None for models without logits."""
+
+    tokens: int
+    """Tokens that each model was run on."""
+    source: str
+    """Where the tokens come from."""
+    random: bool
+    """Whether the tokens are random; the two perplexities then say nothing about quality."""
+    perplexity_reference: float | None
+    perplexity_candidate: float | None
+    kl_mean: float | None
+    """Mean of KL(reference || candidate) over the tokens, in nats."""
+    top1_agreement: float | None
+    """Share of the tokens, 0 to 1, after which both models hold the same next token most likely."""
+    outputs: tuple[OutputDifference, ...]
+    only_reference: tuple[str, ...]
+    """Outputs that the candidate lacks."""
+    only_candidate: tuple[str, ...]
+    """Outputs that the reference lacks."""
+    decode_difference: float | None
+    """Largest difference of the candidate's logits decoded token by token from those of its own prefill, relative to
+    the largest of these; None for models without a cache or without logits."""
+    decode_difference_reference: float | None
+    """The same of the reference: what the arithmetic alone brings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; numbers that JSON lacks become the strings "inf", "-inf" and "nan"."""
+        found: dict[str, Any] = _jsonable(asdict(self))
+        return found
+
+
+def compare(
+    reference: Path,
+    candidate: Path,
+    tokens: Tokens | None = None,
+    *,
+    provider: str = "CPUExecutionProvider",
+    optimization: Optimization = "all",
+) -> Comparison:
+    """Run both models on `tokens`, or on random ones where there are none, and measure the difference.
+
+    Each window is run by the one model and then by the other, so that memory holds two sessions and the outputs of
+    one window of each.
+
+    Raises:
+        ModelError: a model does not load or run, yields NaN logits, or the two share no output of one shape.
+        UsageError: a token is beyond the vocabulary, or the provider is missing.
+    """
+    ours = LanguageModel(reference, provider=provider, optimization=optimization, role="reference")
+    theirs = LanguageModel(candidate, provider=provider, optimization=optimization, role="candidate")
+    chosen = tokens if tokens is not None else random_tokens(ours.vocabulary_size)
+    if tokens is not None and ours.logits is not None and int(tokens.windows.max()) >= ours.vocabulary_size:
+        raise UsageError(
+            f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of {reference}, "
+            f"which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
+        )
+    common = tuple(name for name in ours.outputs if name in theirs.outputs)
+    if not common:
+        raise ModelError(
+            f"The outputs of {candidate} ({', '.join(theirs.outputs)}) have no name in common with those of "
+            f"{reference} ({', '.join(ours.outputs)})."
+        )
+    if ours.logits is not None and ours.logits not in common:
+        raise ModelError(
+            f"The candidate {candidate} has no output {ours.logits}; its outputs are {', '.join(theirs.outputs)}."
+        )
+    sums, differences = _windows(ours, theirs, chosen.windows, common)
+    return Comparison(
+        tokens=int(chosen.windows.size),
+        source=chosen.source,
+        random=chosen.random,
+        perplexity_reference=sums.perplexity_reference if sums else None,
+        perplexity_candidate=sums.perplexity_candidate if sums else None,
+        kl_mean=sums.kl_mean if sums else None,
+        top1_agreement=sums.top1_agreement if sums else None,
+        outputs=tuple(
+            OutputDifference(name=name, max_abs=found.max_abs, max_rel=found.max_rel, where=found.where)
+            for name, found in differences.items()
+        ),
+        only_reference=tuple(name for name in ours.outputs if name not in common),
+        only_candidate=tuple(name for name in theirs.outputs if name not in common),
+        decode_difference=_decode_difference(theirs, chosen.windows[:1, :_DECODED]),
+        decode_difference_reference=_decode_difference(ours, chosen.windows[:1, :_DECODED]),
+    )
+
+
+def _windows(
+    ours: LanguageModel, theirs: LanguageModel, windows: npt.NDArray[np.int64], common: tuple[str, ...]
+) -> tuple[LogitSums | None, dict[str, DifferenceMaximum]]:
+    """Run every window and add up; the sums are None without logits."""
+    sums = LogitSums()
+    differences = {name: DifferenceMaximum() for name in common}
+    for number, window in enumerate(windows):
+        ids = window[None, :]
+        first = ours.prefill(ids)
+        second = theirs.prefill(ids)
+        for name in common:
+            _same_shape(name, first[name], second[name])
+            differences[name] |= difference(first[name], second[name], number)
+        if ours.logits is not None:
+            for model, outputs in ((ours, first), (theirs, second)):
+                _refuse_nan(model, outputs[ours.logits], number)
+            sums += logit_sums(first[ours.logits][0], second[ours.logits][0], window)
+    return (sums if ours.logits is not None else None), differences
+
+
+def _decode_difference(model: LanguageModel, ids: npt.NDArray[np.int64]) -> float | None:
+    """Compare the logits of ids [1, s] prefilled at once with half of them decoded token by token."""
+    if not model.has_past or model.logits is None:
+        return None
+    half = ids.shape[1] // 2
+    whole = model.prefill(ids)[model.logits]
+    outputs = model.prefill(ids[:, :half])
+    cache = model.cache(outputs, ids[:, :half])
+    worst = difference(whole[:, :half], outputs[model.logits])
+    for at in range(half, ids.shape[1]):
+        outputs, cache = model.decode(ids[:, at : at + 1], cache)
+        worst |= difference(whole[:, at : at + 1], outputs[model.logits])
+    return worst.max_rel
+
+
+def _same_shape(name: str, reference: Array, candidate: Array) -> None:
+    if reference.shape != candidate.shape:
+        raise ModelError(
+            f"The output {name} has shape {list(reference.shape)} in the reference and {list(candidate.shape)} in the "
+            f"candidate; they are not the same model."
+        )
+
+
+def _refuse_nan(model: LanguageModel, logits: Array, window: int) -> None:
+    """Raise where there is a NaN: no figure over such logits means anything."""
+    rows = np.flatnonzero([bool(np.isnan(row).any()) for row in logits[0]])
+    if rows.size:
+        raise ModelError(
+            f"The {model.role} {model.path} yields NaN logits, first in window {window} at position {int(rows[0])}."
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    """Return `value` with tuples as lists and non-finite numbers as strings."""
+    if isinstance(value, dict):
+        return {key: _jsonable(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,62 @@
+"""Sizes that the inputs and outputs leave symbolic, read from the graph or from the config beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+__all__ = ["head_size", "table_rows"]
+
+_GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
+_PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+
+
+def head_size(path: Path) -> int | None:
+    """Return the size of one attention head, or None where neither the graph nor a config tells it.
+
+    GroupQueryAttention's packed query is [b, s, (heads + 2 * kv heads) * head size], its separate one [b, s, heads *
+    head size]; otherwise genai_config.json or config.json beside the model are read.
+    """
+    graph = _load(path)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    for node in graph.node:
+        dims = shapes.get(node.input[0]) if node.op_type == "GroupQueryAttention" else None
+        if dims and dims[-1].dim_value:
+            attributes = {each.name: each.i for each in node.attribute}
+            heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
+            return int(dims[-1].dim_value) // (heads if node.input[1] else heads + 2 * kv_heads)
+    decoder = _json(path.parent / "genai_config.json").get("model", {}).get("decoder", {})
+    config = _json(path.parent / "config.json")
+    if isinstance(found := decoder.get("head_size") or config.get("head_dim"), int):
+        return found
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+
+
+def table_rows(path: Path) -> int | None:
+    """Return the rows of the table that the token ids gather from, or None where there is no such table."""
+    graph = _load(path)
+    rows = {each.name: int(each.dims[0]) for each in graph.initializer if len(each.dims) >= 2}
+    ids = {each.name for each in graph.input if each.name in {"input_ids", "decoder_input_ids"}}
+    for node in graph.node:  # in topological order, as ONNX demands
+        if node.op_type in _PASSING and node.input[0] in ids:
+            ids.update(node.output)
+        elif node.op_type in _GATHERS and node.input[1] in ids and node.input[0] in rows:
+            return rows[node.input[0]]
+    return None
+
+
+def _load(path: Path) -> onnx.GraphProto:
+    return onnx.load(path, load_external_data=False).graph
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,215 @@
+"""One ONNX language model in ONNX Runtime, fed with tokens alone."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnx import TensorProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.verify import facts
+from onnx_tailor.verify.feeds import Cache, Input, feeds, is_past
+
+__all__ = ["LanguageModel", "Optimization"]
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.int64]
+Optimization = Literal["disabled", "basic", "extended", "all"]
+
+_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_ERRORS_ONLY = 3
+# ONNX Runtime has no common base of its exceptions, and raises RuntimeError and ValueError besides.
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(each for each in vars(ort_errors).values() if isinstance(each, type) and issubclass(each, Exception)),
+)
+
+
+class LanguageModel:
+    """An ONNX model whose inputs are token ids and what follows from them.
+
+    Holds the session, so about the model's bytes in memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str = "CPUExecutionProvider",
+        optimization: Optimization = "all",
+        role: str = "model",
+    ) -> None:
+        """Load the model; `role` is what messages call it.
+
+        Raises:
+            ModelError: ONNX Runtime cannot load it.
+            UsageError: this machine's ONNX Runtime has no such provider.
+        """
+        self.path = path
+        self.role = role
+        self._session = _session(path, provider, _LEVELS[optimization], role)
+        self.inputs = tuple(
+            Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs()
+        )
+        self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
+        self.outputs = tuple(self._output_shapes)
+        self._present = _present_names(self.inputs, self.outputs)
+        self._head_size: int | None = None
+        if any(is_past(each.name) and "kv_cache_dim" in each.shape for each in self.inputs) or any(
+            is_past(each.name) and len(each.shape) == 4 and not isinstance(each.shape[3], int)
+            for each in self.inputs
+        ):
+            self._head_size = facts.head_size(path)
+
+    @property
+    def logits(self) -> str | None:
+        """Name of the output that holds the logits [b, s, V]; None for an encoder."""
+        return next((name for name in self.outputs if "logits" in name), None)
+
+    @property
+    def has_past(self) -> bool:
+        """Whether the model takes and yields the states of the tokens before."""
+        return bool(self._present)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: the last dimension of the logits, found by a run where it is symbolic; else the table's rows.
+
+        Raises:
+            ModelError: the model has neither logits nor a table that the ids gather from.
+        """
+        if self.logits is None:
+            rows = facts.table_rows(self.path)
+            if rows is None:
+                raise ModelError(
+                    f"The vocabulary of the {self.role} {self.path} cannot be found; give the tokens."
+                )
+            return rows
+        size = self._output_shapes[self.logits][-1]
+        if isinstance(size, int):
+            return size
+        return int(self.prefill(np.zeros((1, 2), np.int64))[self.logits].shape[-1])
+
+    def prefill(self, ids: Ids, past: Cache | None = None) -> dict[str, Array]:
+        """Run ids [b, s] at once, after `past` where it is given; return every output by name.
+
+        bfloat16 outputs are arrays of ml_dtypes.bfloat16.
+
+        Raises:
+            ModelError: an input cannot be filled, or the run fails.
+        """
+        try:
+            values = feeds(self.inputs, ids, past, self._head_size)
+        except ModelError as error:
+            raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
+        try:
+            results = self._session.run_with_ort_values(
+                list(self.outputs), {name: _to_runtime(value) for name, value in values.items()}
+            )
+            return {name: _to_numpy(value) for name, value in zip(self.outputs, results, strict=True)}
+        except _ORT_ERRORS as error:
+            raise ModelError(
+                f"The {self.role} {self.path} loads in ONNX Runtime but does not run: {_first_line(error)}"
+            ) from error
+
+    def decode(self, ids: Ids, past: Cache) -> tuple[dict[str, Array], Cache]:
+        """Run ids [b, s] after `past`, usually one token; return the outputs and the cache that follows.
+
+        Raises:
+            ModelError: as `prefill`.
+        """
+        outputs = self.prefill(ids, past)
+        return outputs, self.cache(outputs, ids, past)
+
+    def cache(self, outputs: dict[str, Array], ids: Ids, past: Cache | None = None) -> Cache:
+        """Return the cache after a run of ids [b, s] that began from `past` and gave `outputs`.
+
+        A state the run did not give anew, or gave empty, is the one before: exports that keep the encoder's keys and
+        values in the cache yield them once.
+        """
+        before = dict(past.values) if past else {}
+        after = {
+            name: outputs[present]
+            for name, present in self._present.items()
+            if outputs[present].size or name not in before
+        }
+        return Cache((past.length if past else 0) + ids.shape[1], before | after)
+
+
+def _session(path: Path, provider: str, level: Any, role: str) -> Any:
+    """Open the session, on `provider` and nothing else but the CPU."""
+    if provider not in ort.get_available_providers():
+        known = ", ".join(ort.get_available_providers())
+        raise UsageError(f"ONNX Runtime has no {provider} here; it has {known}.")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = _ERRORS_ONLY
+    if not path.is_file():
+        raise ModelError(f"The {role} {path} is not a file.")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except _ORT_ERRORS as error:
+        raise ModelError(
+            f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}"
+        ) from error
+    if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
+        raise UsageError(
+            f"ONNX Runtime lists {provider} but cannot start it here; its libraries or its device are missing."
+        )
+    return session
+
+
+def _present_names(inputs: tuple[Input, ...], outputs: tuple[str, ...]) -> dict[str, str]:
+    """Map each state's input to the output that continues it; empty for a model without states."""
+    states = [each.name for each in inputs if is_past(each.name)]
+    named = {}
+    for name in states:
+        tried = [name.replace(old, "present", 1) for old in ("past_key_values", "past")]
+        tried.append(name.replace("past", "present", 1))
+        found = next((each for each in tried if each in outputs), None)
+        if found is not None:
+            named[name] = found
+    if named:
+        return named
+    rest = [name for name in outputs if "logits" not in name]
+    return dict(zip(states, rest, strict=True)) if len(states) == len(rest) else {}
+
+
+def _to_runtime(value: Array) -> Any:
+    """Wrap an array; bfloat16 goes as its bits, since numpy has no such type."""
+    contiguous = np.ascontiguousarray(value).reshape(value.shape)
+    if contiguous.dtype == ml_dtypes.bfloat16:
+        bits = contiguous.view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(contiguous)
+
+
+def _to_numpy(value: Any) -> Array:
+    """Return the array of an output; bfloat16 is copied from memory, since ONNX Runtime refuses to convert it."""
+    if value.data_type() != "tensor(bfloat16)":
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    raw = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape))) if value.device_name() == "cpu" else None
+    if raw is None:
+        raise ModelError("A bfloat16 output lies on the device; ONNX Runtime cannot copy it to the host.")
+    return np.frombuffer(raw, dtype=ml_dtypes.bfloat16).reshape(shape)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of ONNX Runtime's message, without its source file and line."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"\s*/\S+\.(?:cc|h|cu):\d+\s.*?\)\s*(?=\S)", " ", text.splitlines()[0])

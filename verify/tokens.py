@@ -1,0 +1,112 @@
+"""The tokens both models are run on: from an array, from a text, or random with a fixed seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from onnx_tailor.errors import UsageError
+
+__all__ = ["Tokens", "from_npy", "from_text", "random_tokens"]
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Windows of tokens, each run on its own from an empty cache."""
+
+    windows: Ids
+    """Token ids, int64 [n, length], length >= 2 so that each window predicts at least one token."""
+    source: str
+    """Where the tokens come from, for the report."""
+    random: bool = False
+    """Whether the ids are random: the perplexity over them then says nothing about a model's quality."""
+
+    def __post_init__(self) -> None:
+        shape = self.windows.shape
+        if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+            raise UsageError(
+                f"The tokens of {self.source} have shape {list(shape)}; give at least one window of two tokens."
+            )
+        if self.windows.dtype != np.int64 or int(self.windows.min()) < 0:
+            raise UsageError(f"The tokens of {self.source} must be int64 ids, none of them negative.")
+
+
+def from_npy(path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
+    """Read token ids from a .npy file of integers.
+
+    A one-dimensional array is cut into windows of `window` tokens (the rest is dropped, unless there is but that
+    rest); the rows of a two-dimensional one are the windows as they stand. At most `limit` windows are kept.
+
+    Raises:
+        UsageError: the file is missing, is no .npy file, or does not hold integers in one or two dimensions.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} cannot be read as a .npy file of token ids: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in {1, 2}:
+        raise UsageError(f"{path} must hold one integer array of one or two dimensions.")
+    ids = array.astype(np.int64)
+    windows = ids if ids.ndim == 2 else _cut(ids, window)
+    return Tokens(windows[:limit], str(path))
+
+
+def from_text(
+    text_path: Path, tokenizer_path: Path, window: int = 256, *, limit: int | None = None
+) -> Tokens:
+    """Encode a UTF-8 text with a tokenizer.json and cut it into windows of `window` tokens.
+
+    Special tokens that the tokenizer puts in front of a text (as <bos>) stand in front of every window, since many
+    models predict nothing sensible without; those it puts behind are left out. At most `limit` windows are kept.
+
+    Raises:
+        UsageError: a file cannot be read, or the text yields fewer than two tokens.
+    """
+    try:
+        text = text_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The text {text_path} cannot be read as UTF-8: {error}.") from error
+    if not tokenizer_path.is_file():
+        raise UsageError(f"There is no tokenizer at {tokenizer_path}; give the model's tokenizer.json.")
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    except Exception as error:  # the library raises bare Exception for a file it cannot parse
+        raise UsageError(f"{tokenizer_path} is no tokenizer.json that can be read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    probe = tokenizer.encode("a")
+    prefix = np.array(probe.ids[: _leading(probe.special_tokens_mask)], dtype=np.int64)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+    body = _cut(ids, window - len(prefix))
+    heads = np.broadcast_to(prefix, (len(body), len(prefix)))
+    return Tokens(np.concatenate([heads, body], axis=1)[:limit], f"{text_path} by {tokenizer_path}")
+
+
+def random_tokens(vocabulary_size: int, *, windows: int = 4, length: int = 64, seed: int = 0) -> Tokens:
+    """Draw ids uniformly from [0, vocabulary_size); the same arguments give the same tokens.
+
+    They show whether two models compute the same; a perplexity over them is meaningless.
+    """
+    ids = np.random.default_rng(seed).integers(0, vocabulary_size, (windows, length), dtype=np.int64)
+    return Tokens(ids, f"random tokens (seed {seed})", random=True)
+
+
+def _cut(ids: Ids, window: int) -> Ids:
+    """Cut int64 [n] into [n // window, window]; fewer than `window` ids make one shorter window."""
+    if window < 1:
+        raise UsageError(f"A window must leave room for at least one token of the text; {window} is too small.")
+    if len(ids) < window:
+        return ids[None, :]
+    count = len(ids) // window
+    return ids[: count * window].reshape(count, window)
+
+
+def _leading(mask: list[int]) -> int:
+    """Count the ones at the start of `mask`."""
+    return next((at for at, special in enumerate(mask) if not special), len(mask))
