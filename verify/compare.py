@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,9 @@ from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.verify.metrics import DifferenceMaximum, LogitSums, difference, logit_sums
 from onnx_tailor.verify.session import LanguageModel, Optimization
 from onnx_tailor.verify.tokens import Tokens, random_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Comparison", "OutputDifference", "compare"]
 
@@ -58,8 +60,8 @@ class Comparison:
     only_candidate: tuple[str, ...]
     """Outputs that the reference lacks."""
     decode_difference: float | None
-    """Largest difference of the candidate's logits decoded token by token from those of its own prefill, relative to
-    the largest of these; None for models without a cache or without logits."""
+    """Largest difference of the candidate's logits decoded token by token from those of its own prefill,
+    relative to the largest of these; None for models without a cache or without logits."""
     decode_difference_reference: float | None
     """The same of the reference: what the arithmetic alone brings."""
 
@@ -79,20 +81,21 @@ def compare(
 ) -> Comparison:
     """Run both models on `tokens`, or on random ones where there are none, and measure the difference.
 
-    Each window is run by the one model and then by the other, so that memory holds two sessions and the outputs of
-    one window of each.
+    Each window is run by the one model and then by the other, so that memory holds two sessions and the
+    outputs of one window of each.
 
     Raises:
         ModelError: a model does not load or run, yields NaN logits, or the two share no output of one shape.
         UsageError: a token is beyond the vocabulary, or the provider is missing.
+
     """
     ours = LanguageModel(reference, provider=provider, optimization=optimization, role="reference")
     theirs = LanguageModel(candidate, provider=provider, optimization=optimization, role="candidate")
     chosen = tokens if tokens is not None else random_tokens(ours.vocabulary_size)
     if tokens is not None and ours.logits is not None and int(tokens.windows.max()) >= ours.vocabulary_size:
         raise UsageError(
-            f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of {reference}, "
-            f"which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
+            f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of "
+            f"{reference}, which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
         )
     common = tuple(name for name in ours.outputs if name in theirs.outputs)
     if not common:
@@ -102,7 +105,8 @@ def compare(
         )
     if ours.logits is not None and ours.logits not in common:
         raise ModelError(
-            f"The candidate {candidate} has no output {ours.logits}; its outputs are {', '.join(theirs.outputs)}."
+            f"The candidate {candidate} has no output {ours.logits}; its outputs are "
+            f"{', '.join(theirs.outputs)}."
         )
     sums, differences = _windows(ours, theirs, chosen.windows, common)
     return Comparison(
@@ -162,8 +166,8 @@ def _decode_difference(model: LanguageModel, ids: npt.NDArray[np.int64]) -> floa
 def _same_shape(name: str, reference: Array, candidate: Array) -> None:
     if reference.shape != candidate.shape:
         raise ModelError(
-            f"The output {name} has shape {list(reference.shape)} in the reference and {list(candidate.shape)} in the "
-            f"candidate; they are not the same model."
+            f"The output {name} has shape {list(reference.shape)} in the reference and "
+            f"{list(candidate.shape)} in the candidate; they are not the same model."
         )
 
 
@@ -172,7 +176,8 @@ def _refuse_nan(model: LanguageModel, logits: Array, window: int) -> None:
     rows = np.flatnonzero([bool(np.isnan(row).any()) for row in logits[0]])
     if rows.size:
         raise ModelError(
-            f"The {model.role} {model.path} yields NaN logits, first in window {window} at position {int(rows[0])}."
+            f"The {model.role} {model.path} yields NaN logits, first in window {window} "
+            f"at position {int(rows[0])}."
         )
 
 

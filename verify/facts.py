@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["head_size", "table_rows"]
 
@@ -17,8 +19,8 @@ _PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 def head_size(path: Path) -> int | None:
     """Return the size of one attention head, or None where neither the graph nor a config tells it.
 
-    GroupQueryAttention's packed query is [b, s, (heads + 2 * kv heads) * head size], its separate one [b, s, heads *
-    head size]; otherwise genai_config.json or config.json beside the model are read.
+    GroupQueryAttention's packed query is [b, s, (heads + 2 * kv heads) * head size], its separate one
+    [b, s, heads * head size]; otherwise genai_config.json or config.json beside the model are read.
     """
     graph = _load(path)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
@@ -27,7 +29,7 @@ def head_size(path: Path) -> int | None:
         if dims and dims[-1].dim_value:
             attributes = {each.name: each.i for each in node.attribute}
             heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
-            return int(dims[-1].dim_value) // (heads if node.input[1] else heads + 2 * kv_heads)
+            return int(dims[-1].dim_value // (heads if node.input[1] else heads + 2 * kv_heads))
     decoder = _json(path.parent / "genai_config.json").get("model", {}).get("decoder", {})
     config = _json(path.parent / "config.json")
     if isinstance(found := decoder.get("head_size") or config.get("head_dim"), int):

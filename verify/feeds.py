@@ -1,20 +1,23 @@
 """What each input of a language model is fed, by its name and shape.
 
-Knows the names that torch.onnx, optimum and the GenAI builder write. Symbolic dimensions are resolved by their
-names, by the ids' own dimensions, and at last by their place in the usual [batch, heads, past, head size].
+Knows the names that torch.onnx, optimum and the GenAI builder write. Symbolic dimensions are resolved by
+their names, by the ids' own dimensions, and at last by their place in the usual
+[batch, heads, past, head size].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["ENCODER_LENGTH", "Cache", "Input", "feeds", "is_past"]
 
@@ -73,6 +76,7 @@ def feeds(
 
     Raises:
         ModelError: an input has a name, type or shape that cannot be filled.
+
     """
     scope = _Scope(inputs, ids, past, head_size)
     return {each.name: scope.fill(each) for each in inputs}
@@ -105,6 +109,7 @@ class _Scope:
 
         Raises:
             ModelError: no rule knows the input.
+
         """
         if each.type not in _DTYPES:
             raise _unfillable(each, f"its type is {each.type}")
@@ -119,32 +124,32 @@ class _Scope:
         batch, length = self.ids.shape
         total = self.past_length + length
         positions = np.arange(self.past_length, total)
+        value: Array | None = None
         match each.name:
             case "input_ids" | "decoder_input_ids":
-                return self.ids
+                value = self.ids
             case "attention_mask" | "decoder_attention_mask" if len(each.shape) == 2:
-                return np.ones((batch, total), np.int64)
+                value = np.ones((batch, total), np.int64)
             case "encoder_attention_mask":
-                return np.ones((batch, ENCODER_LENGTH), np.int64)
-            case "position_ids":
+                value = np.ones((batch, ENCODER_LENGTH), np.int64)
+            case "position_ids" if len(each.shape) <= 3:
                 # Rank 1 [s], rank 2 [b, s], or rank 3 [3, b, s] of rotary embeddings in sections.
-                leading = (3, batch)[3 - len(each.shape) :] if len(each.shape) <= 3 else None
-                return None if leading is None else np.broadcast_to(positions, (*leading, length)).copy()
+                leading = (3, batch)[3 - len(each.shape) :]
+                value = np.broadcast_to(positions, (*leading, length))
             case "cache_position":
-                return positions
+                value = positions
             case "token_type_ids":
-                return np.zeros((batch, length), np.int64)
+                value = np.zeros((batch, length), np.int64)
             case "use_cache_branch":
-                return np.full(1, self.past_length > 0)
+                value = np.full(1, self.past_length > 0)
             case "num_logits_to_keep" | "logits_to_keep":
-                return np.zeros(tuple(1 for _ in each.shape), np.int64)  # 0 keeps them all
+                value = np.zeros(tuple(1 for _ in each.shape), np.int64)  # 0 keeps them all
             case "encoder_hidden_states":
-                return _fixed_random(each, (batch, ENCODER_LENGTH, self._static(each, 2)))
-            case _:
-                return None
+                value = _fixed_random(each, (batch, ENCODER_LENGTH, self._static(each, 2)))
+        return value
 
     def _state(self, each: Input) -> Array:
-        """Return a state from the cache; an empty one, zeros where it has no length, or random encoder states."""
+        """Return a state from the cache, an empty one, zeros where it has no length, or encoder states."""
         if self.past is not None and each.name in self.past.values:
             return self.past.values[each.name]
         cross = any(word in each.name for word in _CROSS)
@@ -165,20 +170,19 @@ class _Scope:
         """Return the size of one symbolic dimension of a state."""
         symbol = each.shape[axis]
         word = symbol if isinstance(symbol, str) else ""
+        batch, _ = self.ids.shape
+        cell = (len(each.shape), axis)
         if word in self.symbols:
-            return self.symbols[word]
-        if "batch" in word:
-            return int(self.ids.shape[0])
-        if "past" in word or "seq" in word or "length" in word:
-            return length
+            return int(self.symbols[word])
         if any(name in word for name in _HEAD_SIZES):
             return self._known_head_size(each)
-        rank = len(each.shape)
-        if axis == 0:
-            return int(self.ids.shape[0])
-        if rank == 4 and axis == 2:
+        if "past" in word or "seq" in word or "length" in word:
             return length
-        if rank == 4 and axis == 3:
+        if "batch" in word or axis == 0:
+            return batch
+        if cell == (4, 2):
+            return length
+        if cell == (4, 3):
             return self._known_head_size(each)
         raise _unfillable(each, f"the size of its dimension {axis} ({symbol}) is not known")
 

@@ -57,7 +57,7 @@ class LogitSums:
 
     @property
     def kl_mean(self) -> float:
-        """Return nats for each position; rounding below zero is cut off, since the divergence is never negative."""
+        """Return nats for each position; rounding below zero, which no divergence is, is cut off."""
         return max(self.kl / self.positions, 0.0)
 
     @property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +16,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.verify import facts
 from onnx_tailor.verify.feeds import Cache, Input, feeds, is_past
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["LanguageModel", "Optimization"]
 
@@ -58,6 +60,7 @@ class LanguageModel:
         Raises:
             ModelError: ONNX Runtime cannot load it.
             UsageError: this machine's ONNX Runtime has no such provider.
+
         """
         self.path = path
         self.role = role
@@ -91,6 +94,7 @@ class LanguageModel:
 
         Raises:
             ModelError: the model has neither logits nor a table that the ids gather from.
+
         """
         if self.logits is None:
             rows = facts.table_rows(self.path)
@@ -111,6 +115,7 @@ class LanguageModel:
 
         Raises:
             ModelError: an input cannot be filled, or the run fails.
+
         """
         try:
             values = feeds(self.inputs, ids, past, self._head_size)
@@ -131,6 +136,7 @@ class LanguageModel:
 
         Raises:
             ModelError: as `prefill`.
+
         """
         outputs = self.prefill(ids, past)
         return outputs, self.cache(outputs, ids, past)
@@ -138,8 +144,8 @@ class LanguageModel:
     def cache(self, outputs: dict[str, Array], ids: Ids, past: Cache | None = None) -> Cache:
         """Return the cache after a run of ids [b, s] that began from `past` and gave `outputs`.
 
-        A state the run did not give anew, or gave empty, is the one before: exports that keep the encoder's keys and
-        values in the cache yield them once.
+        A state the run did not give anew, or gave empty, is the one before: exports that keep the encoder's
+        keys and values in the cache yield them once.
         """
         before = dict(past.values) if past else {}
         after = {
@@ -163,12 +169,11 @@ def _session(path: Path, provider: str, level: Any, role: str) -> Any:
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
     except _ORT_ERRORS as error:
-        raise ModelError(
-            f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}"
-        ) from error
+        raise ModelError(f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
         raise UsageError(
-            f"ONNX Runtime lists {provider} but cannot start it here; its libraries or its device are missing."
+            f"ONNX Runtime lists {provider} but cannot start it here; "
+            f"its libraries or its device are missing."
         )
     return session
 
@@ -199,13 +204,13 @@ def _to_runtime(value: Array) -> Any:
 
 
 def _to_numpy(value: Any) -> Array:
-    """Return the array of an output; bfloat16 is copied from memory, since ONNX Runtime refuses to convert it."""
+    """Return an output's array; bfloat16 is copied as bytes, since ONNX Runtime does not convert it."""
     if value.data_type() != "tensor(bfloat16)":
         return np.asarray(value.numpy())
-    shape = tuple(value.shape())
-    raw = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape))) if value.device_name() == "cpu" else None
-    if raw is None:
+    if value.device_name() != "cpu":
         raise ModelError("A bfloat16 output lies on the device; ONNX Runtime cannot copy it to the host.")
+    shape = tuple(value.shape())
+    raw = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))
     return np.frombuffer(raw, dtype=ml_dtypes.bfloat16).reshape(shape)
 
 

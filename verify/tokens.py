@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from onnx_tailor.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Tokens", "from_npy", "from_text", "random_tokens"]
 
@@ -31,7 +34,8 @@ class Tokens:
         shape = self.windows.shape
         if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
             raise UsageError(
-                f"The tokens of {self.source} have shape {list(shape)}; give at least one window of two tokens."
+                f"The tokens of {self.source} have shape {list(shape)}; "
+                "give at least one window of two tokens."
             )
         if self.windows.dtype != np.int64 or int(self.windows.min()) < 0:
             raise UsageError(f"The tokens of {self.source} must be int64 ids, none of them negative.")
@@ -40,11 +44,13 @@ class Tokens:
 def from_npy(path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
     """Read token ids from a .npy file of integers.
 
-    A one-dimensional array is cut into windows of `window` tokens (the rest is dropped, unless there is but that
-    rest); the rows of a two-dimensional one are the windows as they stand. At most `limit` windows are kept.
+    A one-dimensional array is cut into windows of `window` tokens (the rest is dropped, unless there is
+    but that rest); the rows of a two-dimensional one are the windows as they stand. At most `limit`
+    windows are kept.
 
     Raises:
         UsageError: the file is missing, is no .npy file, or does not hold integers in one or two dimensions.
+
     """
     try:
         array = np.load(path, allow_pickle=False)
@@ -62,11 +68,13 @@ def from_text(
 ) -> Tokens:
     """Encode a UTF-8 text with a tokenizer.json and cut it into windows of `window` tokens.
 
-    Special tokens that the tokenizer puts in front of a text (as <bos>) stand in front of every window, since many
-    models predict nothing sensible without; those it puts behind are left out. At most `limit` windows are kept.
+    Special tokens that the tokenizer puts in front of a text (as <bos>) stand in front of every window, since
+    many models predict nothing sensible without; those it puts behind are left out. At most `limit` windows
+    are kept.
 
     Raises:
         UsageError: a file cannot be read, or the text yields fewer than two tokens.
+
     """
     try:
         text = text_path.read_text(encoding="utf-8")
@@ -100,7 +108,7 @@ def random_tokens(vocabulary_size: int, *, windows: int = 4, length: int = 64, s
 def _cut(ids: Ids, window: int) -> Ids:
     """Cut int64 [n] into [n // window, window]; fewer than `window` ids make one shorter window."""
     if window < 1:
-        raise UsageError(f"A window must leave room for at least one token of the text; {window} is too small.")
+        raise UsageError(f"A window must leave room for a token of the text; {window} is too small.")
     if len(ids) < window:
         return ids[None, :]
     count = len(ids) // window
