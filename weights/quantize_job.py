@@ -1,0 +1,75 @@
+"""Quantized weights, known by shape before they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.quant import BlockFormat, Method, NonFiniteError, Quantized, quantize
+from onnx_tailor.weights.corrections import corrections
+from onnx_tailor.weights.jobs import Piece
+from onnx_tailor.weights.view import View
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """Quantizes a matrix [N, K] in blocks along K.
+
+    Outputs: `codes` [N, blocks, block_size*bits/8] uint8; `scales` [N, blocks]; `zero_points`
+    [N, ceil(blocks*bits/8)] uint8, absent when symmetric; `corrections` [N, blocks]: (2^(bits-1) - zero point) * scale.
+    """
+
+    view: View
+    format: BlockFormat
+    method: Method
+    name: str = field(compare=False)
+    """The weight's name, for messages."""
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """Bytes of each output."""
+        rows, columns = self.view.shape
+        blocks = self.format.blocks(columns)
+        scale_bytes = rows * blocks * self.format.dtype.itemsize
+        sizes = {"codes": rows * blocks * self.format.blob_bytes, "scales": scale_bytes}
+        if not self.format.symmetric:
+            sizes["zero_points"] = rows * self.format.zero_point_row_bytes(columns)
+            sizes["corrections"] = scale_bytes
+        return sizes
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the float weight."""
+        return self.view.nbytes
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return ranges of rows."""
+        return self.view.tiles()
+
+    def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
+        """Quantize the rows of one tile.
+
+        Raises:
+            ModelError: the weight holds a NaN or an infinity.
+        """
+        values = np.ascontiguousarray(self.view.rows(*tile).read(), dtype=np.float32)
+        try:
+            result = quantize(values, self.format, self.method)
+        except NonFiniteError as error:
+            raise ModelError(
+                f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which no "
+                "quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
+            ) from error
+        for output, array in self._arrays(result, wanted).items():
+            yield output, tile[0] * (array.nbytes // len(array)), array
+
+    def _arrays(self, result: Quantized, wanted: frozenset[str]) -> dict[str, np.ndarray]:
+        arrays = {"codes": result.codes, "scales": result.scales}
+        if result.zero_points is not None:
+            arrays["zero_points"] = result.zero_points
+            if "corrections" in wanted:
+                arrays["corrections"] = corrections(result.scales, result.zero_points, self.format.bits)
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in wanted}
