@@ -170,7 +170,7 @@ class _Scope:
         """Return the size of one symbolic dimension of a state."""
         symbol = each.shape[axis]
         word = symbol if isinstance(symbol, str) else ""
-        batch, _ = self.ids.shape
+        batch = int(self.ids.shape[0])
         cell = (len(each.shape), axis)
         if word in self.symbols:
             return int(self.symbols[word])
