@@ -1,0 +1,161 @@
+"""Quantized tables: what a GatherBlockQuantized means, and the layouts in which that can be written.
+
+One table of codes is read by two operators. MatMulNBits wants B [V, blocks, block_size*bits/8]; GatherBlockQuantized
+takes uint8 data of any rank with gather_axis 0 and quantize_axis the last axis. Layouts, all of the same bytes:
+
+`alias`       data [V, blocks*block_size*bits/8]: a second initializer on B's byte range
+`shared`      B itself; the Gather yields [..., blocks, block_size], which a Reshape of that activation joins
+`correction`  `shared` without zero points, plus a gathered (2^(bits-1) - zero point) * scale
+`reshape`     B behind a Reshape, as the GenAI builder writes it; ONNX Runtime folds it into a second copy in memory
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnx_tailor.graph.model import MICROSOFT, TailorModel
+from onnx_tailor.graph.projections import leading_shape
+from onnx_tailor.targets import TableForm
+from onnx_tailor.weights.corrections import CorrectionJob
+from onnx_tailor.weights.quantize_job import QuantizeJob
+from onnx_tailor.weights.tensors import Blob, WeightTensor
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """A quantized table as values of the graph, in MatMulNBits' shapes."""
+
+    name: str
+    """What new initializers are named after."""
+    codes: ir.Value
+    """uint8 [V, blocks, block_size*bits/8]"""
+    scales: ir.Value
+    """[V, blocks]"""
+    zero_points: ir.Value | None
+    """uint8 [V, ceil(blocks*bits/8)]"""
+    columns: int
+    """K: columns without padding."""
+    bits: int
+    block_size: int
+
+    @property
+    def rows(self) -> int:
+        """V, the vocabulary."""
+        return tensor_of(self.codes).dims[0]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in a row."""
+        return tensor_of(self.scales).dims[1]
+
+    @property
+    def form(self) -> TableForm:
+        """What a target's rules ask about."""
+        return TableForm(
+            self.bits, self.zero_points is not None, self.blocks % 2 == 0, self.columns % self.block_size == 0
+        )
+
+
+def tensor_of(value: ir.Value) -> WeightTensor:
+    """Return the weight behind an initializer."""
+    tensor = value.const_value
+    assert isinstance(tensor, WeightTensor), value.name
+    return tensor
+
+
+def gather(
+    model: TailorModel, anchor: ir.Node, table: BlockTable, ids: ir.Value, layout: str, dtype: ir.DataType, name: str
+) -> ir.Value:
+    """Insert before `anchor` the nodes that gather the rows `ids` in `layout`; return [..., K] of type `dtype`."""
+    whole = layout in {"shared", "correction"}
+    data, scales, points = _operands(model, anchor, table, layout)
+    inputs: list[ir.Value | None] = [data, ids, scales]
+    if points is not None:
+        inputs.append(points)
+    kind = tensor_of(table.scales).dtype
+    result = model.insert_before(
+        anchor,
+        "GatherBlockQuantized",
+        inputs,
+        domain=MICROSOFT,
+        attributes={
+            "bits": table.bits,
+            "block_size": table.block_size,
+            "gather_axis": 0,
+            "quantize_axis": 2 if whole else 1,
+        },
+        name=name,
+        dtype=kind,
+    )
+    if layout == "correction":
+        rows = model.insert_before(
+            anchor, "Gather", [_corrections(model, table), ids], attributes={"axis": 0}, name=f"{name}/correction"
+        )
+        result = model.insert_before(anchor, "Add", [result, rows], name=f"{name}/corrected", dtype=kind)
+    padded = table.blocks * table.block_size
+    if whole:
+        shape = _joined_shape(model, anchor, ids, padded, name)
+        result = model.insert_before(anchor, "Reshape", [result, shape], name=f"{name}/join", dtype=kind)
+    if padded != table.columns:
+        bounds = [model.int64s([n], f"{name}/{what}") for what, n in (("from", 0), ("to", table.columns), ("axis", -1))]
+        result = model.insert_before(anchor, "Slice", [result, *bounds], name=f"{name}/unpad", dtype=kind)
+    if dtype != kind:
+        result = model.insert_before(
+            anchor, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/cast", dtype=dtype
+        )
+    return result
+
+
+def _operands(
+    model: TailorModel, anchor: ir.Node, table: BlockTable, layout: str
+) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Return data, scales and zero points of the GatherBlockQuantized."""
+    codes, scales, points = tensor_of(table.codes), tensor_of(table.scales), table.zero_points
+    rows, blocks, blob = codes.dims
+    if layout in {"shared", "correction"}:
+        deep = model.initializer(scales.reshaped((rows, blocks, 1), ""), f"{table.scales.name}_3d")
+        if layout == "correction" or points is None:
+            return table.codes, deep, None
+        return table.codes, deep, model.initializer(
+            tensor_of(points).reshaped((rows, blocks, 1), ""), f"{points.name}_3d"
+        )
+    if layout == "reshape":
+        flat = model.int64s([rows, blocks * blob], f"{table.name}_flat_shape")
+        data = model.insert_before(
+            anchor, "Reshape", [table.codes, flat], name=f"{table.name}/flat", dtype=ir.DataType.UINT8
+        )
+        return data, table.scales, points
+    data = model.initializer(codes.reshaped((rows, blocks * blob), ""), f"{table.codes.name}_2d")
+    return data, table.scales, points
+
+
+def _corrections(model: TailorModel, table: BlockTable) -> ir.Value:
+    scales = tensor_of(table.scales)
+    assert table.zero_points is not None
+    job = scales.blob.job
+    if isinstance(job, QuantizeJob):
+        blob = Blob(job, "corrections")
+    else:
+        points = tensor_of(table.zero_points).view
+        assert scales.view is not None
+        assert points is not None
+        blob = Blob(CorrectionJob(scales.view, points, table.bits), "corrections")
+    return model.initializer(
+        WeightTensor(blob, scales.dtype, (table.rows, table.blocks, 1)), f"{table.name}_corrections"
+    )
+
+
+def _joined_shape(model: TailorModel, anchor: ir.Node, ids: ir.Value, columns: int, name: str) -> ir.Value:
+    """Return the shape [dimensions of ids..., columns]."""
+    if ids.shape is not None:
+        return model.int64s([*[0] * len(ids.shape), columns], f"{name}/joined_shape")
+    # One dimension more than ids, so that `leading_shape` returns all of ids' own.
+    axis = model.int64s([-1], f"{name}/last_axis")
+    deeper = model.insert_before(anchor, "Unsqueeze", [ids, axis], name=f"{name}/deeper", dtype=ids.dtype)
+    leading = leading_shape(model, anchor, deeper, name)
+    tail = model.int64s([columns], f"{name}/columns")
+    return model.insert_before(
+        anchor, "Concat", [leading, tail], attributes={"axis": 0}, name=f"{name}/joined", dtype=ir.DataType.INT64
+    )

@@ -1,0 +1,83 @@
+"""The `nodes` option of quantize: which rule applies to which weight."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from onnx_tailor.errors import OptionError
+from onnx_tailor.graph.candidates import Candidate
+
+Bits = Literal[2, 4, 8]
+Setting = Literal[2, 4, 8, "float", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRule:
+    """What `nodes` may say about the weights that a pattern matches; what it leaves out stays as in the pass."""
+
+    bits: Setting | None = None
+    """Bits, or `float` (or `skip`) to leave the weight alone."""
+    block_size: int | None = None
+    """Weights along K that share a scale: a power of two from 16 on."""
+    symmetric: bool | None = None
+    """Without zero points."""
+    method: Literal["rtn", "k_quant"] | None = None
+    """How scales and codes are chosen."""
+    layers: str | None = None
+    """Only these layers, as in "0-2,15-17"."""
+
+
+def layer_set(text: str) -> frozenset[int]:
+    """Parse "0-2,15-17".
+
+    Raises:
+        ValueError: the text is no list of layers.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        start, stop = int(first), int(last or first)
+        if stop < start:
+            raise ValueError(part)
+        found.update(range(start, stop + 1))
+    return frozenset(found)
+
+
+def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Candidate]) -> dict[Candidate, NodeRule]:
+    """Return each candidate's rule, the first that matches; those that no rule names are absent.
+
+    Raises:
+        OptionError: a pattern matches no weight at all.
+    """
+    chosen: dict[Candidate, NodeRule] = {}
+    for pattern, setting in nodes.items():
+        rule = setting if isinstance(setting, NodeRule) else NodeRule(bits=setting)
+        layers = layer_set(rule.layers) if rule.layers is not None else None
+        matching = [c for c in candidates if _matches(pattern, c)]
+        inside = [c for c in matching if layers is None or c.place.layer in layers]
+        if not inside:
+            raise OptionError(_nothing(pattern, rule, candidates, bool(matching)), key=("nodes", pattern))
+        for candidate in inside:
+            chosen.setdefault(candidate, rule)
+    return chosen
+
+
+def _matches(pattern: str, candidate: Candidate) -> bool:
+    if pattern.startswith("role:"):
+        return pattern.removeprefix("role:") in candidate.roles
+    return any(fnmatchcase(name, pattern) for name in candidate.names)
+
+
+def _nothing(pattern: str, rule: NodeRule, candidates: Sequence[Candidate], elsewhere: bool) -> str:
+    if elsewhere:
+        layers = sorted({c.place.layer for c in candidates if c.place.layer is not None})
+        return f"pattern {pattern!r} matches no weight in layers {rule.layers} (the model has {layers[:1]} to {layers[-1:]})"
+    roles = sorted({f"role:{role}" for c in candidates for role in c.roles})
+    names = roles if pattern.startswith("role:") else [*roles, *(n for c in candidates for n in c.names)]
+    near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+    hint = f"; the nearest is {near[0]!r}" if near else ""
+    return f"pattern {pattern!r} matches no weight of this model{hint}"
