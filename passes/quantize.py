@@ -1,0 +1,254 @@
+"""The pass `quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from onnx_tailor.errors import ModelError, OptionError
+from onnx_tailor.graph.block_table import BlockTable, gather
+from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
+from onnx_tailor.graph.constants import is_constant
+from onnx_tailor.graph.model import MICROSOFT, TailorModel
+from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.passes.base import Pass
+from onnx_tailor.passes.selectors import NodeRule, Setting, layer_set, select
+from onnx_tailor.quant import BlockFormat, Method
+from onnx_tailor.report import Change, Skip
+from onnx_tailor.targets import Target
+from onnx_tailor.weights.quantize_job import QuantizeJob
+from onnx_tailor.weights.tensors import Blob, WeightTensor
+
+Preset = Literal["rtn", "k_quant", "rtn_last", "k_quant_last", "k_quant_mixed"]
+_SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_MIXED_ROLES = frozenset({"qkv", "v", "down"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Pass):
+    """Store weights with 2, 4 or 8 bits in blocks along the input dimension, each block with its own scale.
+
+    Before: MatMul(h, W) + Gather(E, ids)                         W: [K, N] float
+    After:  MatMulNBits(h, B, scales, zero_points) + GatherBlockQuantized(B, ids, scales, zero_points)
+    A tied table is quantized once and read by both. Not exact: see `verify`.
+    """
+
+    name: ClassVar[str] = "quantize"
+
+    method: Preset = "k_quant"
+    """How scales and codes are chosen. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the layers."""
+    bits: Literal[2, 4, 8, "float"] = 4
+    """Bits of each weight that `nodes` does not name; `float` leaves those as they are."""
+    block_size: int = 32
+    """Weights along the input dimension that share a scale: a power of two from 16 to 256."""
+    symmetric: bool = False
+    """Without zero points: a little smaller, a little less exact, right in more kernels."""
+    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
+    """MatMulNBits' attribute: 4 lets the CPU multiply in 8-bit integers, which is much faster; none leaves it out."""
+    embeddings: bool = False
+    """Quantize a token table that is not tied with a head as well."""
+    nodes: Mapping[str, Setting | NodeRule] = field(default_factory=dict)
+    """Settings by node, weight or module name (a glob pattern) or `role:NAME`; the first match wins."""
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say.
+
+        Raises:
+            OptionError: a block size is no power of two from 16 to 256, or `layers` is no list of layers.
+        """
+        _check_block_size(self.block_size, ("block_size",))
+        for pattern, rule in self.nodes.items():
+            if not isinstance(rule, NodeRule):
+                continue
+            if rule.block_size is not None:
+                _check_block_size(rule.block_size, ("nodes", pattern, "block_size"))
+            try:
+                layer_set(rule.layers or "0")
+            except ValueError as error:
+                raise OptionError(
+                    f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
+                ) from error
+
+    def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
+        """Quantize every weight that a rule, the preset or `bits` gives bits to.
+
+        Raises:
+            OptionError: a pattern of `nodes` matches no weight.
+            ModelError: `k_quant_mixed` on a model whose layers cannot be told.
+        """
+        candidates = find_candidates(model)
+        rules = select(self.nodes, candidates)
+        layers = layer_count(candidates)
+        if self.method == "k_quant_mixed" and layers == 0:
+            raise ModelError(
+                f"{model.path}: k_quant_mixed gives bits by layer, but no name in this model tells a layer; "
+                "use k_quant_last, or `nodes`"
+            )
+        yield from _unusable(model)
+        for candidate in candidates:
+            found = self.match(candidate, rules.get(candidate), layers)
+            yield found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
+        model.sweep()
+
+    def match(self, candidate: Candidate, rule: NodeRule | None, layers: int) -> QuantizeJob | Skip:
+        """Decide how one weight is stored; edits nothing."""
+        rule = rule or NodeRule()
+        bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
+        if bits in {"float", "skip"}:
+            return Skip(where=candidate.name, reason=f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says")
+        if not candidate.projections and rule.bits is None and not self.embeddings:
+            return Skip(
+                where=candidate.name,
+                reason="a token table that no head shares; `embeddings: true` or an entry of `nodes` quantizes it",
+            )
+        dtype = widest(candidate)
+        fmt = BlockFormat(
+            bits=bits,  # type: ignore[arg-type]  # "float" and "skip" have returned above
+            block_size=rule.block_size or self.block_size,
+            symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
+            scale_dtype=_SCALE_TYPES[dtype],
+        )
+        method: Method = rule.method or ("rtn" if self.method.startswith("rtn") else "k_quant")
+        job = QuantizeJob(candidate.matrix.view, fmt, method, candidate.matrix.name)
+        after = _stored_bytes(job)
+        if after >= candidate.matrix.view.nbytes:
+            return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
+        return job
+
+    def _bits(self, candidate: Candidate, layers: int) -> Setting:
+        """Return the bits that preset and `bits` give. k_quant_mixed's rule is that of the GenAI model builder."""
+        if self.bits == "float" or self.method in {"rtn", "k_quant"}:
+            return self.bits
+        where = candidate.place
+        if where.role == "lm_head":
+            return 8
+        if self.method == "k_quant_mixed" and where.role in _MIXED_ROLES and where.layer is not None:
+            eighth, i = layers / 8, where.layer
+            if i < eighth or i >= 7 * eighth or (i - round(eighth)) % 3 == 2:
+                return 8
+        return self.bits
+
+
+def rewrite(
+    model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob, accuracy_level: int | None
+) -> Change:
+    """Put the quantized weight in the place of the float one, for all its readers."""
+    table = _table(model, candidate, job)
+    for projection in candidate.projections:
+        _matmul(model, projection, table, accuracy_level)
+    layout = target.layout(table.form) if candidate.tables else None
+    for reader in candidate.tables:
+        assert layout is not None
+        ids = reader.node.inputs[1]
+        assert ids is not None
+        name = reader.node.name or f"{candidate.matrix.name}/gather"
+        rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, name)
+        model.replace(reader.node.outputs[0], rows)
+    fmt, where = job.format, candidate.place
+    return Change(
+        where=candidate.name,
+        what=f"{fmt.bits} bits, block {fmt.block_size}, {'symmetric' if fmt.symmetric else 'asymmetric'}, {job.method}",
+        bytes_before=job.view.nbytes,
+        bytes_after=_stored_bytes(job),
+        details={
+            "weight": candidate.matrix.name,
+            "shape": list(job.view.shape),
+            "bits": fmt.bits,
+            "block_size": fmt.block_size,
+            "symmetric": fmt.symmetric,
+            "method": job.method,
+            "role": where.role,
+            "layer": where.layer,
+            "layout": layout,
+            "readers": len(candidate.projections) + len(candidate.tables),
+        },
+    )
+
+
+def widest(candidate: Candidate) -> ir.DataType:
+    """Return the widest type in which a reader takes the weight: that of the scales, so that both read the same."""
+    read_as = [p.weight.dtype for p in candidate.projections] + [t.matrix.dtype for t in candidate.tables]
+    return max(read_as, key=lambda dtype: dtype.itemsize)
+
+
+def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockTable:
+    fmt, (rows, columns), name = job.format, job.view.shape, candidate.matrix.name
+    blocks = fmt.blocks(columns)
+    scale_type = next(key for key, value in _SCALE_TYPES.items() if value == fmt.scale_dtype)
+    codes = WeightTensor(Blob(job, "codes"), ir.DataType.UINT8, (rows, blocks, fmt.blob_bytes))
+    scales = WeightTensor(Blob(job, "scales"), scale_type, (rows, blocks))
+    points = None
+    if not fmt.symmetric:
+        shape = (rows, fmt.zero_point_row_bytes(columns))
+        tensor = WeightTensor(Blob(job, "zero_points"), ir.DataType.UINT8, shape)
+        points = model.initializer(tensor, f"{name}_zero_points")
+    return BlockTable(
+        name,
+        model.initializer(codes, f"{name}_q{fmt.bits}"),
+        model.initializer(scales, f"{name}_scales"),
+        points,
+        columns,
+        fmt.bits,
+        fmt.block_size,
+    )
+
+
+def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accuracy_level: int | None) -> None:
+    node, dtype = projection.node, projection.weight.dtype
+    kind = table.scales.dtype
+    assert kind is not None
+    attributes: dict[str, int | float | str | list[int]] = {
+        "K": table.columns,
+        "N": table.rows,
+        "bits": table.bits,
+        "block_size": table.block_size,
+    }
+    if accuracy_level is not None:
+        attributes["accuracy_level"] = accuracy_level
+    activation = projection.activation
+    if kind != dtype:
+        activation = model.insert_before(
+            node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{projection.name}/widen", dtype=kind
+        )
+    inputs: list[ir.Value | None] = [activation, table.codes, table.scales, table.zero_points]
+    if projection.bias is not None:
+        bias = projection.bias
+        if kind != dtype:
+            bias = model.insert_before(
+                node, "Cast", [bias], attributes={"to": int(kind)}, name=f"{projection.name}/bias", dtype=kind
+            )
+        inputs += [None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    result = model.insert_before(
+        node, "MatMulNBits", inputs, domain=MICROSOFT, attributes=dict(attributes), name=projection.name, dtype=kind
+    )
+    made = result.producer()
+    assert made is not None
+    made.metadata_props.update(node.metadata_props)
+    if kind != dtype:
+        result = model.insert_before(
+            node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{projection.name}/narrow", dtype=dtype
+        )
+    model.replace(projection.output, result)
+
+
+def _unusable(model: TailorModel) -> Iterator[Skip]:
+    """Yield the multiplications by a constant that are no projection, with the reason."""
+    for node in list(model.nodes()):
+        found = match_projection(node)
+        if isinstance(found, str) and is_constant(node.inputs[1]):
+            yield Skip(where=node.name or node.op_type, reason=found)
+
+
+def _stored_bytes(job: QuantizeJob) -> int:
+    return sum(size for name, size in job.outputs.items() if name != "corrections")
+
+
+def _check_block_size(value: int, key: tuple[str, ...]) -> None:
+    if value < 16 or value > 256 or value & (value - 1):
+        near = min((16, 32, 64, 128, 256), key=lambda size: abs(size - value))
+        raise OptionError(f"block_size {value} is no power of two from 16 to 256; did you mean {near}?", key=key)

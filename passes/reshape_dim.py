@@ -1,0 +1,73 @@
+"""The pass `reshape-dim`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from onnx_tailor.graph.block_table import gather
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.read_block_table import FoundTable, read_block_table
+from onnx_tailor.graph.tables import quantized_tables
+from onnx_tailor.passes.base import Pass
+from onnx_tailor.report import Change, Skip
+from onnx_tailor.targets import Target
+
+Layout = Literal["auto", "shared", "alias", "reshape", "correction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshapeDim(Pass):
+    """Give every GatherBlockQuantized the shapes and the explicit attributes that the target's kernel computes rightly.
+
+    Before: GatherBlockQuantized(Reshape(B), ids, scales)             attributes left to defaults
+    After:  GatherBlockQuantized(B, ids, scales) -> Reshape            all four attributes written
+    Exact, but for `correction`, which adds one rounding.
+    """
+
+    name: ClassVar[str] = "reshape-dim"
+
+    layout: Layout = "auto"
+    """`auto` takes the target's best; another that the target would compute wrongly is replaced by that, and told."""
+
+    def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
+        """Rewrite each table whose layout or attributes are not as they should be."""
+        nodes = quantized_tables(model)
+        for node in nodes:
+            found = read_block_table(model, node)
+            if isinstance(found, str):
+                yield Skip(where=node.name or "", reason=found)
+                continue
+            yield self._one(model, target, found)
+        if not nodes:
+            yield Skip(where=model.path.name, reason="the model has no GatherBlockQuantized")
+        model.sweep()
+
+    def _one(self, model: TailorModel, target: Target, found: FoundTable) -> Change | Skip:
+        node, form = found.node, found.table.form
+        layout, objection = self.layout, None
+        if layout != "auto":
+            objection = target.objection(layout, form)
+        if layout == "auto" or objection is not None:
+            layout = target.layout(form)  # type: ignore[assignment]  # the data names layouts as text
+        where = node.name or ""
+        if found.layout == layout and found.explicit and objection is None:
+            return Skip(where=where, reason=f"its layout is {layout} and its attributes are explicit already")
+        before = found.layout
+        rewrite(model, found, layout)
+        reason = f" instead of {self.layout}, which is wrong on {target.name}: {objection}" if objection else ""
+        return Change(
+            where=where, what=f"layout {layout}{reason}", details={"layout_before": before, "layout_after": layout}
+        )
+
+
+def rewrite(model: TailorModel, found: FoundTable, layout: str) -> None:
+    """Write the table's Gather anew in `layout`."""
+    ids, dtype = found.node.inputs[1], found.output.dtype
+    assert ids is not None
+    dtype = dtype or found.table.scales.dtype or ir.DataType.FLOAT
+    rows = gather(model, found.node, found.table, ids, layout, dtype, found.node.name or "gather")
+    model.replace(found.output, rows)
