@@ -1,0 +1,69 @@
+"""Count a model's bytes and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from onnx_tailor.graph.constants import FLOATS
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.report import Size
+from onnx_tailor.weights.tensors import Blob, WeightTensor
+
+_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+
+
+def weight_tensors(model: TailorModel) -> Iterator[ir.Value]:
+    """Iterate over the initializers of all graphs, in the order in which nodes first read them."""
+    seen: set[ir.Value] = set()
+    for node in model.nodes():
+        for value in node.inputs:
+            if value is not None and value.is_initializer() and value not in seen:
+                seen.add(value)
+                yield value
+    for graph in model.graphs():
+        yield from (value for value in graph.initializers.values() if value not in seen)
+
+
+def measure(model: TailorModel, file_bytes: int) -> Size:
+    """Return the size of a model whose files have `file_bytes`. Tensors on the same bytes count once."""
+    roles = _quantized_operands(model)
+    counted: dict[object, tuple[int, int]] = {}
+    for value in weight_tensors(model):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        key: Blob | ir.Value = tensor.blob if isinstance(tensor, WeightTensor) else value
+        elements = roles.get(value, tensor.size if tensor.dtype in FLOATS else 0)
+        # An alias may be read by one operator as codes: the larger count is the true one.
+        counted[key] = (tensor.nbytes, max(elements, counted.get(key, (0, 0))[1]))
+    size = sum(nbytes for nbytes, _ in counted.values())
+    parameters = sum(elements for _, elements in counted.values())
+    return Size(
+        weight_bytes=size,
+        file_bytes=file_bytes,
+        parameters=parameters,
+        bits_per_weight=round(8 * size / parameters, 4) if parameters else 0.0,
+    )
+
+
+def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
+    """Return how many weights each operand of a quantized operator stands for: none for scales and zero points."""
+    counts: dict[ir.Value, int] = {}
+    for node in model.nodes():
+        if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
+            continue
+        codes = 1 if node.op_type == "MatMulNBits" else 0
+        for index, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer() or value.const_value is None:
+                continue
+            if index == codes:
+                own = attribute(node, "N", 0) * attribute(node, "K", 0)
+                counts[value] = own or value.const_value.nbytes * 8 // attribute(node, "bits", 4)
+            elif index in {2, 3}:
+                counts.setdefault(value, 0)
+    for node in model.nodes():  # what a corrected table adds is no weight of its own
+        if node.op_type == "Gather" and node.inputs[0] is not None and "_corrections" in (node.inputs[0].name or ""):
+            counts[node.inputs[0]] = 0
+    return counts
