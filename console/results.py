@@ -1,0 +1,141 @@
+"""The results of `run` and `verify` as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnx_tailor.console.units import change, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnx_tailor.report import Change, PassReport, Report
+    from onnx_tailor.verify import Comparison
+
+__all__ = ["show_comparison", "show_report"]
+
+_NAMED = 3
+"""Places that are named when several are alike."""
+
+
+def show_report(report: Report) -> None:
+    """Print what each pass did, and the model's size before and after."""
+    console = Console()
+    several = len({done.file for done in report.passes}) > 1
+    for done in report.passes:
+        where = f" ({done.file})" if several else ""
+        _line(console, f"{done.name}{where}", "bold")
+        for line in _changes(done):
+            _line(console, f"  {line}")
+        for line in _skips(done):
+            _line(console, f"  {line}", "dim")
+        if not done.changes and not done.skips:
+            _line(console, "  nothing to do", "dim")
+    before, after = report.before, report.after
+    table = Table("", "before", "after", "change")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, first, second in (
+        ("weights", before.weight_bytes, after.weight_bytes),
+        ("files", before.file_bytes, after.file_bytes),
+    ):
+        table.add_row(name, size(first), size(second), change(first, second))
+    table.add_row(
+        "parameters",
+        f"{before.parameters:,}",
+        f"{after.parameters:,}",
+        change(before.parameters, after.parameters),
+    )
+    table.add_row(
+        "bits per weight",
+        f"{before.bits_per_weight:.3f}",
+        f"{after.bits_per_weight:.3f}",
+        change(before.bits_per_weight, after.bits_per_weight),
+    )
+    console.print(table)
+    end = "dry run: nothing was written" if report.out is None else f"wrote {report.out}"
+    _line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
+
+
+def _changes(done: PassReport) -> list[str]:
+    """Return a line for each kind of change, with its bytes."""
+    kinds: dict[str, list[Change]] = {}
+    for made in done.changes:
+        kinds.setdefault(made.what, []).append(made)
+    lines = []
+    for what, alike in kinds.items():
+        before, after = sum(each.bytes_before for each in alike), sum(each.bytes_after for each in alike)
+        moved = f": {size(before)} -> {size(after)}" if before != after else ""
+        lines.append(f"{_places([each.where for each in alike], named=1)}: {what}{moved}")
+    return lines
+
+
+def _skips(done: PassReport) -> list[str]:
+    """Return a line for each reason why something was left alone."""
+    reasons: dict[str, list[str]] = {}
+    for skip in done.skips:
+        reasons.setdefault(skip.reason, []).append(skip.where)
+    return [f"left alone: {_places(where)}: {reason}" for reason, where in reasons.items()]
+
+
+def _places(where: Sequence[str], named: int = _NAMED) -> str:
+    """Name the places, or count them and name the first."""
+    if len(where) <= named:
+        return ", ".join(where)
+    return f"{len(where)} places (first {where[0]})"
+
+
+def show_comparison(comparison: Comparison, exceeded: Sequence[str]) -> None:
+    """Print how far two models are apart, and the limits that they exceed."""
+    console = Console()
+    if comparison.perplexity_reference is not None:
+        table = Table("", "reference", "candidate")
+        table.add_row(
+            "perplexity" + (" (random tokens: says nothing)" if comparison.random else ""),
+            _figure(comparison.perplexity_reference),
+            _figure(comparison.perplexity_candidate),
+        )
+        table.add_row("mean KL divergence (nats)", "", _figure(comparison.kl_mean))
+        table.add_row("top-1 agreement", "", f"{100 * (comparison.top1_agreement or 0):.2f} %")
+        if comparison.decode_difference is not None:
+            table.add_row(
+                "decode against prefill",
+                _figure(comparison.decode_difference_reference),
+                _figure(comparison.decode_difference),
+            )
+        console.print(table)
+    outputs = Table("output", "largest difference", "relative", "where")
+    ordered = sorted(comparison.outputs, key=lambda output: output.max_rel, reverse=True)
+    for output in ordered[:_SHOWN_OUTPUTS]:
+        place = ", ".join(str(index) for index in output.where)
+        outputs.add_row(Text(output.name), _figure(output.max_abs), _figure(output.max_rel), f"[{place}]")
+    console.print(outputs)
+    if len(ordered) > _SHOWN_OUTPUTS:
+        _line(console, f"and {len(ordered) - _SHOWN_OUTPUTS} outputs that differ less")
+    for title, names in (
+        ("only in the reference", comparison.only_reference),
+        ("only in the candidate", comparison.only_candidate),
+    ):
+        if names:
+            _line(console, f"{title}: {', '.join(names)}")
+    _line(console, f"{comparison.tokens} tokens, {comparison.source}")
+    for line in exceeded:
+        _line(console, line, "red")
+
+
+_SHOWN_OUTPUTS = 8
+"""Outputs in the table; a model has two for each layer."""
+
+
+def _figure(value: float | None) -> str:
+    """Return a measured figure with four digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def _line(console: Console, line: str, style: str = "") -> None:
+    """Print a line in which brackets are brackets."""
+    console.print(Text(line, style=style), highlight=False, soft_wrap=True)
