@@ -88,6 +88,16 @@ def _through(node: ir.Node) -> Matrix | str:
     return Matrix(inner.root, inner.view, inner.dtype, through)
 
 
+def constant_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """Return the shape of an initializer, also behind Identity nodes, which optimum puts before equal ones."""
+    while is_op(value.producer(), "Identity"):
+        inner = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
+        if inner is None:
+            return None
+        value = inner
+    return None if value.const_value is None else tuple(int(n) for n in value.const_value.shape)
+
+
 def is_constant(value: ir.Value | None) -> bool:
     """Whether `value` is an initializer or the output of a Constant node."""
     if value is None or value.is_graph_input():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.constants import Matrix, constant_matrix
+from onnx_tailor.graph.constants import Matrix, constant_matrix, constant_shape
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 
 
@@ -69,7 +69,8 @@ def _gemm(node: ir.Node) -> Projection | str:
         return found if isinstance(found, str) else _unwrapped(found)
     if _scaled(node, "beta"):
         return "Gemm with beta"
-    if bias.shape is None or list(bias.shape) != [found.weight.shape[0]]:
+    shape = constant_shape(bias)
+    if shape != (found.weight.shape[0],):
         return f"Gemm whose third input is no bias of {found.weight.shape[0]} elements"
     return _unwrapped(Projection(node, found.weight, found.activation, bias, found.output))
 
