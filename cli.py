@@ -130,8 +130,8 @@ def inspect(
 
 @app.command()
 def verify(
-    reference: Annotated[Path, typer.Argument(help="The model to compare with.")],
-    candidate: Annotated[Path, typer.Argument(help="The model that was made of it.")],
+    reference: Annotated[Path, typer.Argument(help="The model to compare with: a file, or its folder.")],
+    candidate: Annotated[Path, typer.Argument(help="The model that was made of it: likewise.")],
     *,
     tokens: Annotated[Path | None, typer.Option(help="Token ids, a .npy file of integers.")] = None,
     text: Annotated[Path | None, typer.Option(help="A text in UTF-8.")] = None,
@@ -151,7 +151,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Run two models on the same tokens, random ones by default, and measure the difference."""
-    found = measure.compare(reference, candidate, _tokens(reference, tokens, text, tokenizer))
+    chosen = _tokens(reference, tokens, text, tokenizer)
+    found = measure.compare(_model_file(reference), _model_file(candidate), chosen)
     exceeded = _exceeded(found, max_kl, max_difference, min_top1)
     if as_json:
         _print_json({**found.to_json(), "exceeded": exceeded})
@@ -200,6 +201,16 @@ def recipes_(
 def main() -> None:
     """Run the command line; the entry point of the `onnx-tailor` script."""
     app(prog_name="onnx-tailor")
+
+
+def _model_file(path: Path) -> Path:
+    """Return the one ONNX file of a folder, such as `run` writes; a file as it is."""
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.onnx"))
+    if len(files) != 1:
+        raise UsageError(f"{path} holds {len(files)} ONNX files; give the one to compare")
+    return files[0]
 
 
 def _tokens(

@@ -43,7 +43,7 @@ def _show_file(console: Console, file: Mapping[str, Any]) -> None:
     )
     for table in file["tables"]:
         dtype, shape = table["dtype"], _shape(table["shape"])
-        _line(console, f"  table {table['weight']}: {shape} {dtype}, {size(table['bytes'])}")
+        _line(console, f"  table {table['weight']}: {shape} {dtype.lower()}, {size(table['bytes'])}")
     for head in file["heads"]:
         facts = ", ".join(f"{key} {value}" for key, value in head.items() if value is not None)
         _line(console, f"  head {facts}")
@@ -59,7 +59,7 @@ def _projections(projections: list[Mapping[str, Any]]) -> Table:
     rows: dict[_Kind, list[Mapping[str, Any]]] = {}
     for projection in projections:
         bits = projection["bits"]
-        form = f"{projection['dtype']}" if bits is None else f"{projection['dtype']}, {bits} bits"
+        form = f"{bits} bits" if bits <= 8 else projection["dtype"].lower()
         known = projection["recognised_by"] or ""
         kind = (projection["role"] or "?", _shape(projection["shape"]), form, known)
         rows.setdefault(kind, []).append(projection)

@@ -118,6 +118,12 @@ def test_every_failure_has_its_sentence(
     assert json.loads(result.stdout)["error"]["exit_status"] == status
 
 
+def test_verify_wants_a_folder_with_one_model(tmp_path: Path) -> None:
+    result = call("verify", str(tmp_path), str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path} holds 0 ONNX files; give the one to compare\n"
+
+
 def test_recipes_lists_and_prints() -> None:
     listed = call("recipes").stdout
     assert all(name in listed for name in recipes.names())
