@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnx_tailor import __version__, recipe as recipes
+from onnx_tailor import __version__
+from onnx_tailor import recipe as recipes
 from onnx_tailor.errors import ModelError, OptionError, UsageError
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load

@@ -95,7 +95,7 @@ def constant_shape(value: ir.Value) -> tuple[int, ...] | None:
         if inner is None:
             return None
         value = inner
-    return None if value.const_value is None else tuple(int(n) for n in value.const_value.shape)
+    return None if value.const_value is None else tuple(value.const_value.shape.numpy())
 
 
 def is_constant(value: ir.Value | None) -> bool:

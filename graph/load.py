@@ -28,7 +28,7 @@ def load(path: Path) -> TailorModel:
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
         raise ModelError(f"{path}: the graph cannot be read ({_first_line(error)})") from error
     sources = _Sources(path, {})
-    for graph in _graphs(model):
+    for graph in model.graphs():
         for value in graph.initializers.values():
             value.const_value = sources.tensor(value.const_value)
         for node in graph:
@@ -83,10 +83,6 @@ def _replace_attributes(node: ir.Node, sources: _Sources) -> None:
             tensor = sources.tensor(attribute.value)
             assert tensor is not None
             node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
-
-
-def _graphs(model: ir.Model) -> list[ir.Graph]:
-    return [graph for graph in model.graphs() if isinstance(graph, ir.Graph)]
 
 
 def _first_line(error: Exception) -> str:

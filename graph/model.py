@@ -19,7 +19,7 @@ ONNX_DOMAINS = ("", "ai.onnx")
 class TailorModel:
     """One ONNX file in the pipeline. Passes edit it in place."""
 
-    ir: ir.Model
+    ir_model: ir.Model
     path: Path
     """The file it was read from."""
     locations: tuple[str, ...] = ()
@@ -29,11 +29,11 @@ class TailorModel:
     @property
     def graph(self) -> ir.Graph:
         """The main graph."""
-        return self.ir.graph
+        return self.ir_model.graph
 
     def graphs(self) -> list[ir.Graph]:
         """Return the main graph and every subgraph."""
-        return [graph for graph in self.ir.graphs() if isinstance(graph, ir.Graph)]
+        return list(self.ir_model.graphs())
 
     def nodes(self) -> Iterator[ir.Node]:
         """Iterate over the nodes of all graphs, in topological order of each."""
@@ -42,7 +42,7 @@ class TailorModel:
     @property
     def opset(self) -> int:
         """The version of the default ONNX domain."""
-        return next(self.ir.opset_imports[d] for d in ONNX_DOMAINS if d in self.ir.opset_imports)
+        return next(self.ir_model.opset_imports[d] for d in ONNX_DOMAINS if d in self.ir_model.opset_imports)
 
     def fresh(self, name: str) -> str:
         """Return `name`, numbered if the model has it already, and reserve it."""
@@ -95,7 +95,7 @@ class TailorModel:
         assert anchor.graph is not None
         anchor.graph.insert_before(anchor, node)
         if domain == MICROSOFT:
-            self.ir.opset_imports.setdefault(MICROSOFT, 1)
+            self.ir_model.opset_imports.setdefault(MICROSOFT, 1)
         return output
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
@@ -117,7 +117,7 @@ class TailorModel:
 
     def sweep(self) -> None:
         """Remove the nodes and initializers that nothing reads any more."""
-        ir_passes.RemoveUnusedNodesPass()(self.ir)
+        ir_passes.RemoveUnusedNodesPass()(self.ir_model)
 
 
 def _all_names(model: TailorModel) -> Iterator[str]:

@@ -32,7 +32,7 @@ def to_placeholders(model: TailorModel) -> tuple[onnx.ModelProto, dict[str, Weig
                     location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.dims), name=value.name or ""
                 )
     try:
-        return ir.to_proto(model.ir), weights
+        return ir.to_proto(model.ir_model), weights
     finally:
         for value, tensor in kept:
             value.const_value = tensor

@@ -81,7 +81,7 @@ def _unwrapped(projection: Projection) -> Projection:
     The form is the one `wrap_gemm` writes: the second Reshape's shape is the activation's own with N at its end, so
     the three nodes are exactly one multiplication of [..., K].
     """
-    flatten, users = projection.activation.producer(), projection.output.uses()
+    flatten, users = projection.activation.producer(), list(projection.output.uses())
     if not is_op(flatten, "Reshape") or len(users) != 1 or projection.output.is_graph_output():
         return projection
     restore = users[0].node

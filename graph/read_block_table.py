@@ -123,7 +123,7 @@ def _tail(node: ir.Node, deep: bool, padded: int) -> tuple[ir.Value, int, bool |
         added = _correction(node)
         if added is not None:
             value = added.outputs[0]
-            corrected = any(use.node.op_type == "MatMulNBits" for use in _uses(node.inputs[0]))
+            corrected = any(reader.op_type == "MatMulNBits" for reader in _readers(node.inputs[0]))
         join = _only_user(value)
         if is_op(join, "Reshape"):
             value = join.outputs[0]  # type: ignore[union-attr]  # is_op has seen it
@@ -143,12 +143,12 @@ def _correction(node: ir.Node) -> ir.Node | None:
 
 
 def _only_user(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
+    uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _uses(value: ir.Value | None) -> list[ir.Usage]:
-    return list(value.uses()) if value is not None else []
+def _readers(value: ir.Value | None) -> list[ir.Node]:
+    return [use.node for use in value.uses()] if value is not None else []
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:

@@ -78,7 +78,7 @@ def _to_proto(model: TailorModel, storage: Plan, data: str) -> onnx.ModelProto:
                 metadata_props=dict(tensor.metadata_props),
             )
     try:
-        return ir.to_proto(model.ir)
+        return ir.to_proto(model.ir_model)
     finally:
         for value, tensor in kept:
             value.const_value = tensor

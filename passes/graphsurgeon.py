@@ -54,7 +54,7 @@ class GraphSurgeon(Pass):
             raise ModelError(f"{model.path}: {self.function} failed: {type(error).__name__}: {error}") from error
         for key in ("ir_version", "producer_name", "producer_version"):
             setattr(result, key, getattr(proto, key))
-        model.ir = from_placeholders(model, result, weights)
+        model.ir_model = from_placeholders(model, result, weights)
         after = _census(model)
         changed = {op: after.get(op, 0) - before.get(op, 0) for op in sorted(before | after)}
         changed = {op: count for op, count in changed.items() if count}

@@ -62,7 +62,8 @@ def read_skeleton(path: Path) -> onnx.ModelProto:
                 raise ModelError(f"{path}: the file is empty; export or download it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 skeleton = _strip(data, path.name)
-        model = onnx.ModelProto.FromString(skeleton)
+        model = onnx.ModelProto()
+        model.ParseFromString(skeleton)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (_MalformedError, DecodeError) as error:

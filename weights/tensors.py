@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,8 @@ class WeightTensor(ir.TensorProtocol):
         self.blob = blob
         self.dtype = dtype
         self.shape = ir.Shape(shape)
+        self.dims = shape
+        """The shape as integers."""
         self.name = name
         self.doc_string: str | None = None
         self.metadata_props: dict[str, str] = {}
@@ -65,11 +68,6 @@ class WeightTensor(ir.TensorProtocol):
         if job.view.is_contiguous:
             return View.contiguous(job.view.file, job.view.offset, self.dtype, self.dims)
         return job.view if job.view.shape == self.dims else None
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """The shape as integers."""
-        return tuple(int(n) for n in self.shape)
 
     def reshaped(self, shape: tuple[int, ...], name: str) -> WeightTensor:
         """Return a tensor of the same bytes under another shape and name."""
@@ -98,17 +96,17 @@ class WeightTensor(ir.TensorProtocol):
         """Compute or read the values; for small tensors."""
         raw = self.blob.materialize()
         if self.dtype.bitwidth < 8:
-            return ir.PackedTensor(raw, self.dtype, self.shape).numpy()
+            return ir.PackedTensor(raw, self.dtype, shape=self.shape).numpy()
         return raw.view(self.dtype.numpy()).reshape(self.dims)
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
         """Compute or read the values; for small tensors."""
-        values = self.numpy()
-        return values if dtype is None else values.astype(dtype, copy=bool(copy))
+        return np.asarray(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, *, stream: object = None) -> object:
         """Compute or read the values; for small tensors."""
-        return self.numpy().__dlpack__(stream=stream)
+        values: Any = self.numpy()
+        return values.__dlpack__(stream=stream)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return the device of `__dlpack__`."""

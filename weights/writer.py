@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
+
 from onnx_tailor.progress import Progress
 from onnx_tailor.weights.jobs import Job
 from onnx_tailor.weights.plan import Plan
@@ -59,7 +61,7 @@ class _Writer:
             self._local.file = self._path.open("r+b", buffering=0)
         file = self._local.file
         for output, position, piece in job.compute(tile, frozenset(offsets)):
-            view = memoryview(piece.reshape(-1).view("uint8"))
+            view = piece.reshape(-1).view(np.uint8).data
             file.seek(offsets[output] + position)
             while len(view):
                 view = view[file.write(view) :]
