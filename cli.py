@@ -78,19 +78,13 @@ def run(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder of them.")],
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write.")] = None,
-    target: Annotated[
-        TargetName | None, typer.Option(help="What will run the model; wins over the recipe's.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")
-    ] = False,
+    target: Annotated[TargetName | None, typer.Option(help="What will run the model; wins over the recipe's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
     as_json: Json = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="PASS.KEY=VALUE", help="Change an option of the recipe; may be repeated."
-        ),
+        typer.Option("--set", metavar="PASS.KEY=VALUE", help="Change an option of the recipe; may be repeated."),
     ] = None,
 ) -> None:
     """Run a recipe on a model and write the result."""
@@ -138,9 +132,7 @@ def verify(
     tokenizer: Annotated[
         Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside REFERENCE.")
     ] = None,
-    max_kl: Annotated[
-        float | None, typer.Option(help="Exit 1 above this mean KL divergence, in nats.")
-    ] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Exit 1 above this mean KL divergence, in nats.")] = None,
     max_difference: Annotated[
         float | None,
         typer.Option(help="Exit 1 where an output differs by more than this part of its largest value."),
@@ -213,9 +205,7 @@ def _model_file(path: Path) -> Path:
     return files[0]
 
 
-def _tokens(
-    reference: Path, tokens: Path | None, text: Path | None, tokenizer: Path | None
-) -> "Tokens | None":
+def _tokens(reference: Path, tokens: Path | None, text: Path | None, tokenizer: Path | None) -> "Tokens | None":
     """Read the tokens that the options name; None for random ones."""
     if tokens is not None and text is not None:
         raise UsageError("--tokens and --text exclude each other; give one of them")
@@ -244,8 +234,7 @@ def _exceeded(
         lines.append(f"the top-1 agreement {found.top1_agreement:.4g} is below the limit {min_top1:g}")
     if max_difference is not None:
         lines.extend(
-            f"{output.name} differs by {output.max_rel:.4g} of its largest value; the limit is "
-            f"{max_difference:g}"
+            f"{output.name} differs by {output.max_rel:.4g} of its largest value; the limit is {max_difference:g}"
             for output in found.outputs
             if not output.max_rel <= max_difference
         )

@@ -88,9 +88,7 @@ def describe(error: ValidationError, cls: type[Pass], options: Tree, position: P
     expected: dict[tuple[str | int, ...], tuple[_Place, list[str]]] = {}
     for detail in error.errors(include_url=False):
         kind = detail["type"]
-        place = _find(
-            options, position, detail["loc"][1:], key_is_wrong=kind == "unexpected_keyword_argument"
-        )
+        place = _find(options, position, detail["loc"][1:], key_is_wrong=kind == "unexpected_keyword_argument")
         mapping = isinstance(place.tree.content, Mapping)
         if kind == "missing":
             yield Problem(position, f"{cls.name} needs the option {detail['loc'][-1]!r}")

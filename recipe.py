@@ -130,9 +130,7 @@ def _source(reference: str) -> tuple[str, str]:
     if not path.is_file():
         if path.suffix or len(path.parts) > 1 or path.is_dir():
             what = "is a folder, not a recipe" if path.is_dir() else "does not exist"
-            raise UsageError(
-                f"the recipe {reference} {what}; give a YAML file or one of {', '.join(shipped)}"
-            )
+            raise UsageError(f"the recipe {reference} {what}; give a YAML file or one of {', '.join(shipped)}")
         advice = nearest(reference, shipped) or f"; the shipped ones are {', '.join(shipped)}"
         raise UsageError(f"no recipe is called {reference!r}, and there is no such file{advice}")
     if path.stat().st_size > MAX_BYTES:
@@ -247,9 +245,7 @@ def _set(items: Sequence[_Item], setting: str, number: int) -> list[_Item]:
             tree.position,
             {pattern: Entry(pattern_place, tree)} | {k: e for k, e in rules.items() if k != pattern},
         )
-    changed = replace(
-        found[0], options=replace(found[0].options, content={**old, option: Entry(place, tree)})
-    )
+    changed = replace(found[0], options=replace(found[0].options, content={**old, option: Entry(place, tree)}))
     return [changed if item is found[0] else item for item in items]
 
 

@@ -128,9 +128,7 @@ class _Reader:
         position = self.position(node)
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise refuse(
-                [Problem(position, "the file holds too many or too deeply nested values for a recipe")]
-            )
+            raise refuse([Problem(position, "the file holds too many or too deeply nested values for a recipe")])
         if isinstance(node, MappingNode) and node.tag == f"{_CORE}map":
             return Tree(position, self.mapping(node, depth))
         if isinstance(node, SequenceNode) and node.tag == f"{_CORE}seq":
@@ -162,9 +160,7 @@ class _Reader:
         kind = str(node.tag).removeprefix(_CORE)
         if not isinstance(node, ScalarNode) or kind not in {"str", "int", "float", "bool", "null"}:
             advice = "put it in quotes" if kind == "timestamp" else "a recipe holds plain values only"
-            self.problems.append(
-                Problem(self.position(node), f"the YAML type {kind!r} is not allowed; {advice}")
-            )
+            self.problems.append(Problem(self.position(node), f"the YAML type {kind!r} is not allowed; {advice}"))
             return None
         try:
             value: str | int | float | bool | None = self.scalars.construct_object(node)

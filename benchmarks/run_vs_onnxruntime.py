@@ -89,8 +89,7 @@ def _measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
         arguments = [sys.executable, "-c", _ONNXRUNTIME, method, str(options.model), target]
         commands[f"onnxruntime {method}"] = (arguments, out)
     runs = {
-        name: [_child(command, out, name) for _ in range(options.repeat)]
-        for name, (command, out) in commands.items()
+        name: [_child(command, out, name) for _ in range(options.repeat)] for name, (command, out) in commands.items()
     }
     total = sum(file.stat().st_size for file in files)
     return [_row(name, runs[name], out, total, options.model.name) for name, (_, out) in commands.items()]
@@ -109,9 +108,7 @@ def _child(command: list[str], out: Path, name: str) -> tuple[float, int]:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
-            sys.exit(
-                f"{name} ended with {process.returncode}:\n{log.read().decode(errors='replace')[-4000:]}"
-            )
+            sys.exit(f"{name} ended with {process.returncode}:\n{log.read().decode(errors='replace')[-4000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return seconds, usage.ru_maxrss * unit
 
@@ -150,9 +147,7 @@ def _quantized_weights(model: Path) -> int:
     """Count the elements of all quantized weights; two names of one byte range count once."""
     graph = onnx.load(model, load_external_data=False).graph
     places = {
-        each.name: str(
-            sorted((e.key, e.value) for e in each.external_data if e.key in {"location", "offset"})
-        )
+        each.name: str(sorted((e.key, e.value) for e in each.external_data if e.key in {"location", "offset"}))
         for each in graph.initializer
         if each.external_data
     }

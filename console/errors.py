@@ -50,9 +50,7 @@ class Commands(TyperGroup):
                     _print_json(said(), USAGE)
                 raise
             typer.echo(traceback.format_exc(), err=True)
-            message = (
-                f"internal error, please report it with the lines above: {type(error).__name__}: {error}"
-            )
+            message = f"internal error, please report it with the lines above: {type(error).__name__}: {error}"
             raise _fail(message, 1, as_json=ctx.obj) from error
 
 

@@ -45,9 +45,7 @@ def options(cls: type[Any]) -> tuple[Option, ...]:
     """Return the options of a pass, or the keys of a dataclass among them, in the order of the source."""
     hints = get_type_hints(cls)
     texts = _field_docstrings(cls)
-    return tuple(
-        Option(f.name, as_text(hints[f.name]), _default(f), texts.get(f.name, "")) for f in fields(cls)
-    )
+    return tuple(Option(f.name, as_text(hints[f.name]), _default(f), texts.get(f.name, "")) for f in fields(cls))
 
 
 def nested(cls: type[Any]) -> tuple[type[Any], ...]:

@@ -118,8 +118,10 @@ def _operands(
         deep = model.initializer(scales.reshaped((rows, blocks, 1), ""), f"{table.scales.name}_3d")
         if layout == "correction" or points is None:
             return table.codes, deep, None
-        return table.codes, deep, model.initializer(
-            tensor_of(points).reshaped((rows, blocks, 1), ""), f"{points.name}_3d"
+        return (
+            table.codes,
+            deep,
+            model.initializer(tensor_of(points).reshaped((rows, blocks, 1), ""), f"{points.name}_3d"),
         )
     if layout == "reshape":
         flat = model.int64s([rows, blocks * blob], f"{table.name}_flat_shape")

@@ -45,9 +45,9 @@ class Inspection:
 
 def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     """Describe a model. Only the proof of the tie reads weights."""
-    tables = [
-        {"node": t.node.name, **_weight(t.matrix), "bits": _bits(t.matrix)} for t in find_tables(model)
-    ] + [_quantized_table(node) for node in quantized_tables(model)]
+    tables = [{"node": t.node.name, **_weight(t.matrix), "bits": _bits(t.matrix)} for t in find_tables(model)] + [
+        _quantized_table(node) for node in quantized_tables(model)
+    ]
     heads = [
         {"output": head.output.name, "reason": head.reason}
         if isinstance(head, NoHead)
@@ -63,8 +63,8 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
 
 def _tied(model: TailorModel) -> dict[str, str]:
     for node in quantized_tables(model):
-        for head in model.nodes():
-            if head.op_type == "MatMulNBits" and _same_bytes(node, head):
+        for other in model.nodes():
+            if other.op_type == "MatMulNBits" and _same_bytes(node, other):
                 return {"state": "tied", "proof": "the quantized table and the head read the same bytes"}
     tables = find_tables(model)
     heads = [head for head in find_heads(model) if not isinstance(head, NoHead)]

@@ -87,4 +87,3 @@ def _replace_attributes(node: ir.Node, sources: _Sources) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-

@@ -114,9 +114,7 @@ def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype
     if rank != 2:
         flat = model.int64s([-1, columns], f"{name}/flat_shape")
         gemm_inputs[0] = model.insert_before(node, "Reshape", [source, flat], name=f"{name}/flatten", dtype=dtype)
-    result = model.insert_before(
-        node, "Gemm", gemm_inputs, attributes={"transB": 1}, name=f"{name}/gemm", dtype=dtype
-    )
+    result = model.insert_before(node, "Gemm", gemm_inputs, attributes={"transB": 1}, name=f"{name}/gemm", dtype=dtype)
     if rank == 2:
         return result
     leading = leading_shape(model, node, source, name)

@@ -61,10 +61,14 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
         block,
     )
     if corrected is not None:
-        return FoundTable(node, table, "correction", True, output) if corrected else "its correction is unknown"
+        return (
+            FoundTable(node, table, "correction", explicit=True, output=output)
+            if corrected
+            else "its correction is unknown"
+        )
     layout = "shared" if deep else "reshape" if reshaped else "alias"
     explicit = all(attribute_ in node.attributes for attribute_ in _ATTRIBUTES)
-    return FoundTable(node, table, layout, explicit, output)
+    return FoundTable(node, table, layout, explicit=explicit, output=output)
 
 
 def _objection(
@@ -102,9 +106,7 @@ def _shaped(model: TailorModel, value: ir.Value, shape: tuple[int, ...]) -> ir.V
     return model.initializer(tensor.reshaped(shape, ""), value.name or "table")
 
 
-def _points(
-    model: TailorModel, node: ir.Node, points: ir.Value | None, rows: int, row_bytes: int
-) -> ir.Value | None:
+def _points(model: TailorModel, node: ir.Node, points: ir.Value | None, rows: int, row_bytes: int) -> ir.Value | None:
     if points is not None:
         return _shaped(model, points, (rows, row_bytes))
     if _correction(node) is None:

@@ -75,7 +75,8 @@ def _matches(pattern: str, candidate: Candidate) -> bool:
 def _nothing(pattern: str, rule: NodeRule, candidates: Sequence[Candidate], elsewhere: bool) -> str:
     if elsewhere:
         layers = sorted({c.place.layer for c in candidates if c.place.layer is not None})
-        return f"pattern {pattern!r} matches no weight in layers {rule.layers} (the model has {layers[:1]} to {layers[-1:]})"
+        here = f"layers {layers[0]} to {layers[-1]}" if layers else "no layers"
+        return f"pattern {pattern!r} matches no weight in layers {rule.layers} (the model has {here})"
     roles = sorted({f"role:{role}" for c in candidates for role in c.roles})
     names = roles if pattern.startswith("role:") else [*roles, *(n for c in candidates for n in c.names)]
     near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)

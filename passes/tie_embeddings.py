@@ -83,7 +83,8 @@ def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied |
     fitting = [table for table in tables if table.matrix.view.shape == head.view.shape]
     if not fitting:
         shapes = ", ".join(str(list(t.matrix.view.shape)) for t in tables) or "none"
-        return Skip(where=where, reason=f"no token table has the head's shape {list(head.view.shape)} (tables: {shapes})")
+        wanted = list(head.view.shape)
+        return Skip(where=where, reason=f"no token table has the head's shape {wanted} (tables: {shapes})")
     nearest: tuple[Table, Comparison] | None = None
     for table in fitting:
         result = compare(table.matrix.view, head.view)

@@ -76,8 +76,9 @@ def _exact_error(x, scale, zero, maxq):
 
 @njit(cache=True, nogil=True)
 def _keep(best, x, w, scale, zero, maxq, unit, kind):
-    """Judge a grid as it would be stored; note it in `best` (error, scale, zero) if none was better. Return the
-    least-squares scale for its codes.
+    """Judge a grid as it would be stored, and return the least-squares scale for its codes.
+
+    `best` (error, scale, zero) keeps it if none was better.
     """
     stored = _F(_stored(np.float64(scale) * unit, kind) / unit)
     if stored == 0:

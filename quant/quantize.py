@@ -62,9 +62,7 @@ def dequantize(quantized: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np
     return values.reshape(rows, -1)[:, :k]
 
 
-def weighted_error(
-    weight: npt.NDArray[np.float32], quantized: Quantized, fmt: BlockFormat
-) -> npt.NDArray[np.float64]:
+def weighted_error(weight: npt.NDArray[np.float32], quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.float64]:
     """Return k-quant's measure for each block [rows, blocks]: the sum of (rms(block) + |x|) * (value - x)^2."""
     rows, k = weight.shape
     shape = (rows, fmt.blocks(k), fmt.block_size)

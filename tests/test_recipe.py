@@ -102,8 +102,7 @@ REFUSED = [
     ),
     (ANY_PASS + "  - quantize: {nodes: [a]}", ['3:23: quantize.nodes is ["a"]; it must be a mapping']),
     (
-        ANY_PASS
-        + "  - quantize:\n      nodes:\n        a: 5\n        b*: {bits: 5}\n        c: {bts: 4}\n        d:",
+        ANY_PASS + "  - quantize:\n      nodes:\n        a: 5\n        b*: {bits: 5}\n        c: {bts: 4}\n        d:",
         [
             "5:12: quantize.nodes.a is 5; it must be 2, 4, 8, float or skip",
             "6:20: quantize.nodes.'b*'.bits is 5; it must be 2, 4, 8, float or skip",

@@ -105,8 +105,7 @@ def compare(
         )
     if ours.logits is not None and ours.logits not in common:
         raise ModelError(
-            f"The candidate {candidate} has no output {ours.logits}; its outputs are "
-            f"{', '.join(theirs.outputs)}."
+            f"The candidate {candidate} has no output {ours.logits}; its outputs are {', '.join(theirs.outputs)}."
         )
     sums, differences = _windows(ours, theirs, chosen.windows, common)
     return Comparison(
@@ -176,8 +175,7 @@ def _refuse_nan(model: LanguageModel, logits: Array, window: int) -> None:
     rows = np.flatnonzero([bool(np.isnan(row).any()) for row in logits[0]])
     if rows.size:
         raise ModelError(
-            f"The {model.role} {model.path} yields NaN logits, first in window {window} "
-            f"at position {int(rows[0])}."
+            f"The {model.role} {model.path} yields NaN logits, first in window {window} at position {int(rows[0])}."
         )
 
 

@@ -162,8 +162,7 @@ class _Scope:
     def _resolve(self, each: Input, length: int) -> tuple[int, ...]:
         """Return the shape with every symbol resolved, the state's own length being `length`."""
         return tuple(
-            dim if isinstance(dim, int) else self._symbol(each, axis, length)
-            for axis, dim in enumerate(each.shape)
+            dim if isinstance(dim, int) else self._symbol(each, axis, length) for axis, dim in enumerate(each.shape)
         )
 
     def _symbol(self, each: Input, axis: int, length: int) -> int:

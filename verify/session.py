@@ -65,16 +65,13 @@ class LanguageModel:
         self.path = path
         self.role = role
         self._session = _session(path, provider, _LEVELS[optimization], role)
-        self.inputs = tuple(
-            Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs()
-        )
+        self.inputs = tuple(Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs())
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
         self._present = _present_names(self.inputs, self.outputs)
         self._head_size: int | None = None
         if any(is_past(each.name) and "kv_cache_dim" in each.shape for each in self.inputs) or any(
-            is_past(each.name) and len(each.shape) == 4 and not isinstance(each.shape[3], int)
-            for each in self.inputs
+            is_past(each.name) and len(each.shape) == 4 and not isinstance(each.shape[3], int) for each in self.inputs
         ):
             self._head_size = facts.head_size(path)
 
@@ -99,9 +96,7 @@ class LanguageModel:
         if self.logits is None:
             rows = facts.table_rows(self.path)
             if rows is None:
-                raise ModelError(
-                    f"The vocabulary of the {self.role} {self.path} cannot be found; give the tokens."
-                )
+                raise ModelError(f"The vocabulary of the {self.role} {self.path} cannot be found; give the tokens.")
             return rows
         size = self._output_shapes[self.logits][-1]
         if isinstance(size, int):
@@ -172,8 +167,7 @@ def _session(path: Path, provider: str, level: Any, role: str) -> Any:
         raise ModelError(f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
         raise UsageError(
-            f"ONNX Runtime lists {provider} but cannot start it here; "
-            f"its libraries or its device are missing."
+            f"ONNX Runtime lists {provider} but cannot start it here; its libraries or its device are missing."
         )
     return session
 

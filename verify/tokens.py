@@ -34,8 +34,7 @@ class Tokens:
         shape = self.windows.shape
         if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
             raise UsageError(
-                f"The tokens of {self.source} have shape {list(shape)}; "
-                "give at least one window of two tokens."
+                f"The tokens of {self.source} have shape {list(shape)}; give at least one window of two tokens."
             )
         if self.windows.dtype != np.int64 or int(self.windows.min()) < 0:
             raise UsageError(f"The tokens of {self.source} must be int64 ids, none of them negative.")
@@ -63,9 +62,7 @@ def from_npy(path: Path, window: int = 256, *, limit: int | None = None) -> Toke
     return Tokens(windows[:limit], str(path))
 
 
-def from_text(
-    text_path: Path, tokenizer_path: Path, window: int = 256, *, limit: int | None = None
-) -> Tokens:
+def from_text(text_path: Path, tokenizer_path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
     """Encode a UTF-8 text with a tokenizer.json and cut it into windows of `window` tokens.
 
     Special tokens that the tokenizer puts in front of a text (as <bos>) stand in front of every window, since

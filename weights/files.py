@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from io import FileIO
@@ -50,7 +51,7 @@ class DataFile:
         """
         handle = self._handle()
         handle.seek(offset)
-        view = memoryview(buffer).cast("B")
+        view = buffer.data.cast("B")
         done = 0
         while done < len(view):
             count = handle.readinto(view[done:])
@@ -68,8 +69,6 @@ class DataFile:
 
 
 def _stamp(file: FileIO) -> tuple[int, int, int]:
-    import os
-
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
 

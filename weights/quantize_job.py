@@ -60,8 +60,8 @@ class QuantizeJob:
             result = quantize(values, self.format, self.method)
         except NonFiniteError as error:
             raise ModelError(
-                f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which no "
-                "quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
+                f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which "
+                "no quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
             ) from error
         for output, array in self._arrays(result, wanted).items():
             yield output, tile[0] * (array.nbytes // len(array)), array

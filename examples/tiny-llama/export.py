@@ -44,9 +44,7 @@ class WithCache(torch.nn.Module):
         seen = (keys <= queries)[None, None] & (attention_mask[:, None, None, :] > 0)
         dtype = self.model.dtype
         mask = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        output = self.model(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache
-        )
+        output = self.model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
         present = [each for layer in output.past_key_values.layers for each in (layer.keys, layer.values)]
         return output.logits, *present
 

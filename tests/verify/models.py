@@ -59,9 +59,7 @@ def with_past(path: Path, table: npt.NDArray[Any], head: npt.NDArray[Any], *, bu
 
     `bug` leaves the cache's first place out of the sum, which a prefill from an empty cache does not show.
     """
-    past = helper.make_tensor_value_info(
-        "past_key_values.0.key", TensorProto.FLOAT, ["batch_size", 1, "past", K]
-    )
+    past = helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, ["batch_size", 1, "past", K])
     present = helper.make_tensor_value_info("present.0.key", TensorProto.FLOAT, ["batch_size", 1, "total", K])
     read = "cropped" if bug else past.name
     nodes = [
@@ -76,9 +74,7 @@ def with_past(path: Path, table: npt.NDArray[Any], head: npt.NDArray[Any], *, bu
         helper.make_node("MatMul", ["hidden", "head"], ["logits"]),
     ]
     constants = {"one": [1], "two": [2], "end": [1 << 40]}
-    initializers = [
-        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()
-    ]
+    initializers = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()]
     initializers.append(numpy_helper.from_array(np.array(2, np.int64), "axis"))
     initializers += [numpy_helper.from_array(table, "table"), numpy_helper.from_array(head, "head")]
     graph = helper.make_graph(
