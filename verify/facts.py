@@ -28,12 +28,13 @@ def head_size(path: Path) -> int | None:
         dims = shapes.get(node.input[0]) if node.op_type == "GroupQueryAttention" else None
         if dims and dims[-1].dim_value:
             attributes = {each.name: each.i for each in node.attribute}
-            heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
-            return int(dims[-1].dim_value // (heads if node.input[1] else heads + 2 * kv_heads))
+            queries, keys = attributes["num_heads"], attributes["kv_num_heads"]
+            return int(dims[-1].dim_value // (queries if node.input[1] else queries + 2 * keys))
     decoder = _json(path.parent / "genai_config.json").get("model", {}).get("decoder", {})
     config = _json(path.parent / "config.json")
-    if isinstance(found := decoder.get("head_size") or config.get("head_dim"), int):
-        return found
+    stated: object = decoder.get("head_size") or config.get("head_dim")
+    if isinstance(stated, int):
+        return stated
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
 
