@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,35 @@ class BlockFormat:
 
 
 @dataclass(frozen=True)
+class ErrorSums:
+    """What rounding did to some weights, in sums that add up over parts of a tensor."""
+
+    squared_error: float = 0.0
+    """Sum of (stored value - weight)^2."""
+    squared_weight: float = 0.0
+    """Sum of weight^2."""
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        """Return the sums over both parts."""
+        return ErrorSums(self.squared_error + other.squared_error, self.squared_weight + other.squared_weight)
+
+    @property
+    def relative_error(self) -> float:
+        """Root of squared error / squared weight; 0 where both are 0."""
+        if self.squared_weight == 0:
+            return 0.0 if self.squared_error == 0 else math.inf
+        return math.sqrt(self.squared_error / self.squared_weight)
+
+    @property
+    def signal_to_noise_db(self) -> float:
+        """Decibels of the weights above their error; infinite where there is no error."""
+        relative = self.relative_error
+        if relative == 0:
+            return math.inf
+        return -math.inf if math.isinf(relative) else -20 * math.log10(relative)
+
+
+@dataclass(frozen=True)
 class Quantized:
     """A quantized matrix [rows, K]. Its value is (code - zero point) * scale."""
 
@@ -74,6 +104,8 @@ class Quantized:
     """[rows, blocks]"""
     zero_points: npt.NDArray[np.uint8] | None
     """[rows, ceil(blocks*bits/8)], packed as the codes are; None when symmetric."""
+    sums: ErrorSums
+    """How far the values are from the weights."""
 
 
 class NonFiniteError(ValueError):

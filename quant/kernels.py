@@ -58,19 +58,16 @@ def _grid(x, w, scale, zero, maxq):
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _exact_error(x, scale, zero, maxq):
+def _exact_error(x, w, scale, zero, maxq):
     """Return the weighted error in float64, with each code the nearest of the grid."""
-    total = 0.0
-    for i in range(len(x)):
-        total += np.float64(x[i]) * np.float64(x[i])
-    rms, error, inverse = math.sqrt(total / len(x)), 0.0, 1.0 / scale
+    error, inverse = 0.0, 1.0 / scale
     for i in range(len(x)):
         value = np.float64(x[i])
         c = value * inverse
         c = -zero if c < -zero else c
         c = maxq - zero if c > maxq - zero else c
         d = np.rint(c) * scale - value
-        error += (rms + abs(value)) * d * d
+        error += np.float64(w[i]) * d * d
     return error
 
 
@@ -190,17 +187,37 @@ def _rtn(low, high, symmetric, maxq, unit, kind):
 
 
 @njit(cache=True, nogil=True)
+def _weigh(w, x, importance, start):
+    """Fill `w` with what an error of each weight costs, the largest near one.
+
+    Without importance (empty): rms + |x|, as llama.cpp has it. Where importance is all zero: 1. Padding: 0.
+    """
+    largest = _F(0)
+    stop = min(len(x), len(importance) - start)
+    for i in range(stop):
+        largest = max(largest, importance[start + i])
+    w[:] = 0
+    if largest > 0:
+        unit = 2.0 ** math.frexp(np.float64(largest))[1]
+        for i in range(stop):
+            w[i] = _F(np.float64(importance[start + i]) / unit)
+    elif len(importance):
+        w[:stop] = 1
+    else:
+        total = _F(0)
+        for i in range(len(x)):
+            total += x[i] * x[i]
+        rms = _F(math.sqrt(total / len(x)))
+        for i in range(len(x)):
+            w[i] = rms + abs(x[i])
+
+
+@njit(cache=True, nogil=True)
 def _choose(best, x, w, low, high, symmetric, search, maxq, unit, kind):
     """Return scale and zero point of a block; scale 0 where the storage type holds no scale small enough."""
     scale, zero = _rtn(low, high, symmetric, maxq, unit, kind)
     if not search:
         return scale, zero
-    total = _F(0)
-    for i in range(len(x)):
-        total += x[i] * x[i]
-    rms = _F(math.sqrt(total / len(x)))
-    for i in range(len(x)):
-        w[i] = rms + abs(x[i])
     best[0], best[1], best[2] = _F(np.inf), scale, zero
     if scale != 0:
         _keep(best, x, w, scale, zero, maxq, unit, kind)
@@ -210,7 +227,9 @@ def _choose(best, x, w, low, high, symmetric, search, maxq, unit, kind):
         _search_asymmetric(best, x, w, low, high, maxq, unit, kind)
     # float32 sums choose among many; float64 decides against plain rounding, so that it never is better.
     found, plain = np.float64(best[1]), np.float64(scale)
-    if found == 0 or (plain != 0 and not _exact_error(x, found, best[2], maxq) < _exact_error(x, plain, zero, maxq)):
+    if found == 0 or (
+        plain != 0 and not _exact_error(x, w, found, best[2], maxq) < _exact_error(x, w, plain, zero, maxq)
+    ):
         return scale, zero
     return best[1], best[2]
 
@@ -249,6 +268,21 @@ def _pack(codes, x, scale, zero, maxq, bits):
 
 
 @njit(cache=True, nogil=True)
+def _measure(sums, row, start, codes, scale, zero, bits):
+    """Add a block's squared error and squared weights to `sums`."""
+    each, mask = 8 // bits, (1 << bits) - 1
+    error = square = 0.0
+    for i in range(min(len(codes) * each, len(row) - start)):
+        code = (codes[i // each] >> (i % each * bits)) & mask
+        x = np.float64(row[start + i])
+        d = np.float64((_F(code) - zero) * scale) - x
+        error += d * d
+        square += x * x
+    sums[0] += error
+    sums[1] += square
+
+
+@njit(cache=True, nogil=True)
 def _first_bad(row):
     for i in range(len(row)):
         if not abs(row[i]) < np.inf:
@@ -257,9 +291,10 @@ def _first_bad(row):
 
 
 @njit(cache=True, nogil=True)
-def quantize_rows(weight, bits, block_size, symmetric, search, kind, codes, scales, points):
+def quantize_rows(weight, importance, bits, block_size, symmetric, search, kind, codes, scales, points, sums):
     """Quantize `weight` [rows, K] into `codes`, `scales` (float32, as stored) and `points` (packed, zeroed before).
 
+    `importance` has K elements or none. `sums` receives the squared error and the squared weights.
     Returns -1, or the flat index of the first NaN or infinity.
     """
     rows, k = weight.shape
@@ -274,6 +309,8 @@ def quantize_rows(weight, bits, block_size, symmetric, search, kind, codes, scal
             unit, low, high = _load(weight[r], b * block_size, x)
             scale, zero = _F(0), _F(half)
             if unit > 0:
+                if search:
+                    _weigh(w, x, importance, b * block_size)
                 scale, zero = _choose(best, x, w, low, high, symmetric, search, maxq, unit, kind)
             if scale == 0:  # nothing but zeros, as far as the storage type can tell
                 zero = _F(half)
@@ -283,6 +320,7 @@ def quantize_rows(weight, bits, block_size, symmetric, search, kind, codes, scal
             else:
                 scales[r, b] = _F(np.float64(scale) * unit)
                 _pack(codes[r, b], x, scale, zero, maxq, bits)
+            _measure(sums, weight[r], b * block_size, codes[r, b], scales[r, b], zero, bits)
             if not symmetric:
                 points[r, b * bits // 8] |= int(zero) << (b * bits % 8)
     return -1

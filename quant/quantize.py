@@ -5,29 +5,41 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.quant.format import SCALE_TYPES, BlockFormat, Method, NonFiniteError, Quantized
+from onnx_tailor.quant.format import SCALE_TYPES, BlockFormat, ErrorSums, Method, NonFiniteError, Quantized
 
 
-def quantize(weight: npt.NDArray[np.float32], fmt: BlockFormat, method: Method) -> Quantized:
+def quantize(
+    weight: npt.NDArray[np.float32],
+    fmt: BlockFormat,
+    method: Method,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> Quantized:
     """Quantize `weight` [rows, K] along K, on the calling thread and without holding the interpreter's lock.
 
     `rtn` maps each block's range, zero included, onto the codes. `k_quant` searches scale and zero point for the
-    least error weighted by rms(block) + |x| (llama.cpp), judged with the scale as it is stored; its error is never
-    above that of `rtn`.
+    least weighted error of the values as they are stored; it is never above that of `rtn`. A weight's error costs
+    `importance` [K] (llama.cpp's imatrix: the mean square of the inputs that meet the column), 1 in blocks where that
+    is zero throughout, and without it rms(block) + |x|, as in llama.cpp. `rtn` takes no notice of it.
 
     Raises:
         NonFiniteError: the weight holds a NaN or an infinity.
+        ValueError: importance is not K finite values of at least zero.
     """
     from onnx_tailor.quant import kernels  # numba takes long to import, and most commands never quantize
 
     rows, k = weight.shape
     blocks = fmt.blocks(k)
+    costs = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
+    if importance is not None and not (costs.shape == (k,) and bool(np.all((costs >= 0) & (costs < np.inf)))):
+        raise ValueError(f"importance must be {k} finite values of at least zero, one for each column")
     codes = np.empty((rows, blocks, fmt.blob_bytes), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     points = np.zeros((rows, fmt.zero_point_row_bytes(k)), np.uint8)
+    sums = np.zeros(2)
     kind = list(SCALE_TYPES).index(fmt.scale_dtype)
     bad = kernels.quantize_rows(
         np.ascontiguousarray(weight, np.float32),
+        costs,
         np.int64(fmt.bits),
         np.int64(fmt.block_size),
         fmt.symmetric,
@@ -36,11 +48,13 @@ def quantize(weight: npt.NDArray[np.float32], fmt: BlockFormat, method: Method) 
         codes,
         scales,
         points,
+        sums,
     )
     if bad >= 0:
         row, column = divmod(int(bad), k)
         raise NonFiniteError(row, column, float(weight[row, column]))
-    return Quantized(codes, scales.astype(fmt.dtype, copy=False), None if fmt.symmetric else points)
+    stored = scales.astype(fmt.dtype, copy=False)
+    return Quantized(codes, stored, None if fmt.symmetric else points, ErrorSums(float(sums[0]), float(sums[1])))
 
 
 def unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
@@ -62,13 +76,32 @@ def dequantize(quantized: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np
     return values.reshape(rows, -1)[:, :k]
 
 
-def weighted_error(weight: npt.NDArray[np.float32], quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.float64]:
-    """Return k-quant's measure for each block [rows, blocks]: the sum of (rms(block) + |x|) * (value - x)^2."""
+def error_sums(weight: npt.NDArray[np.float32], quantized: Quantized, fmt: BlockFormat) -> ErrorSums:
+    """Return how far the values of `quantized` are from `weight` [rows, K], for codes that were changed since."""
+    x = weight.astype(np.float64)
+    difference = dequantize(quantized, weight.shape[1], fmt).astype(np.float64) - x
+    return ErrorSums(float(np.sum(difference**2)), float(np.sum(x**2)))
+
+
+def weighted_error(
+    weight: npt.NDArray[np.float32],
+    quantized: Quantized,
+    fmt: BlockFormat,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return k-quant's measure for each block [rows, blocks]: the sum of cost * (value - x)^2.
+
+    The cost is `importance` [K] as `quantize` takes it, or rms(block) + |x| without.
+    """
     rows, k = weight.shape
     shape = (rows, fmt.blocks(k), fmt.block_size)
     padding = ((0, 0), (0, shape[1] * shape[2] - k))
     x = np.pad(weight.astype(np.float64), padding).reshape(shape)
     value = np.pad(dequantize(quantized, k, fmt).astype(np.float64), padding).reshape(shape)
-    importance = np.sqrt(np.mean(x**2, axis=2, keepdims=True)) + np.abs(x)
-    error: npt.NDArray[np.float64] = np.sum(importance * (value - x) ** 2, axis=2)
+    if importance is None:
+        cost = np.sqrt(np.mean(x**2, axis=2, keepdims=True)) + np.abs(x)
+    else:
+        cost = np.pad(importance.astype(np.float64)[None], padding).reshape(1, *shape[1:])
+        cost = np.where(cost.any(axis=2, keepdims=True), cost, 1.0)
+    error: npt.NDArray[np.float64] = np.sum(cost * (value - x) ** 2, axis=2)
     return error

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.quant import BlockFormat, Method, NonFiniteError, Quantized, quantize
+from onnx_tailor.quant import BlockFormat, ErrorSums, Method, NonFiniteError, Quantized, quantize
 from onnx_tailor.weights.corrections import corrections
 from onnx_tailor.weights.jobs import Piece
 from onnx_tailor.weights.view import View
+
+
+class ErrorLog:
+    """Collects the error sums of a job's tiles from any thread; adds them in the tiles' order, so always the same."""
+
+    def __init__(self) -> None:
+        """Begin with no tile."""
+        self._lock = threading.Lock()
+        self._tiles: dict[tuple[int, int], ErrorSums] = {}
+
+    def record(self, tile: tuple[int, int], sums: ErrorSums) -> None:
+        """Note a tile's sums; a tile that is computed again counts once."""
+        with self._lock:
+            self._tiles[tile] = sums
+
+    def total(self) -> ErrorSums:
+        """Return the sums over all tiles that were computed."""
+        with self._lock:
+            return sum((self._tiles[tile] for tile in sorted(self._tiles)), ErrorSums())
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """What an error in each column of a weight costs. Equal to itself alone, so that jobs compare quickly."""
+
+    columns: npt.NDArray[np.float32]
+    """[K], at least zero."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +56,10 @@ class QuantizeJob:
     method: Method
     name: str = field(compare=False)
     """The weight's name, for messages."""
+    importance: Importance | None = None
+    """What an error in each column costs `k_quant`; without it rms(block) + |x|."""
+    errors: ErrorLog = field(default_factory=ErrorLog, compare=False, repr=False)
+    """How far the stored values are from the weights; complete once every tile of this job was computed."""
 
     @property
     def outputs(self) -> Mapping[str, int]:
@@ -57,12 +90,13 @@ class QuantizeJob:
         """
         values = np.ascontiguousarray(self.view.rows(*tile).read(), dtype=np.float32)
         try:
-            result = quantize(values, self.format, self.method)
+            result = quantize(values, self.format, self.method, self.importance.columns if self.importance else None)
         except NonFiniteError as error:
             raise ModelError(
                 f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which "
                 "no quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
             ) from error
+        self.errors.record(tile, result.sums)
         for output, array in self._arrays(result, wanted).items():
             yield output, tile[0] * (array.nbytes // len(array)), array
 
