@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import onnx_tailor.verify as measure
     from onnx_tailor import option_errors, pipeline
     from onnx_tailor import recipe as reading
+    from onnx_tailor.calibration import calibrate as calibrating
+    from onnx_tailor.calibration import tokens as calibration_tokens
     from onnx_tailor.console import inspection, listing, progress, results
     from onnx_tailor.verify import Comparison, Tokens
 else:
+    calibrating = lazy("onnx_tailor.calibration.calibrate")
+    calibration_tokens = lazy("onnx_tailor.calibration.tokens")
     inspection = lazy("onnx_tailor.console.inspection")
     listing = lazy("onnx_tailor.console.listing")
     measure = lazy("onnx_tailor.verify")
@@ -152,6 +156,36 @@ def verify(
         results.show_comparison(found, exceeded)
     if exceeded:
         raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="The ONNX file, or its folder, that is to be quantized.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The calibration file to write, an .npz.")],
+    text: Annotated[Path | None, typer.Option(help="A text in UTF-8; by default a bundled English one.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside MODEL.")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids in a text's place, a .npy file of integers.")] = None,
+    hessians: Annotated[bool, typer.Option("--hessians", help="Also what gptq needs: a larger file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a model on a text and note what its weights are multiplied by, for `quantize` to weigh errors with."""
+    file = _model_file(model)
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output}: exists already; choose another name, or give --overwrite")
+    chosen = calibration_tokens.choose(file, text=text, tokenizer=tokenizer, tokens=tokens)
+    watch = progress.progress()
+    try:
+        report = calibrating.calibrate(file, output, chosen, hessians=hessians, progress=watch)
+    finally:
+        watch.finish()
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        results.show_calibration(report)
 
 
 @app.command()

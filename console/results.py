@@ -13,10 +13,11 @@ from onnx_tailor.console.units import change, size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnx_tailor.calibration.calibrate import CalibrationReport
     from onnx_tailor.report import Change, PassReport, Report
     from onnx_tailor.verify import Comparison
 
-__all__ = ["show_comparison", "show_report"]
+__all__ = ["show_calibration", "show_comparison", "show_report"]
 
 _NAMED = 3
 """Places that are named when several are alike."""
@@ -125,6 +126,19 @@ def show_comparison(comparison: Comparison, exceeded: Sequence[str]) -> None:
     _line(console, f"{comparison.tokens} tokens, {comparison.source}")
     for line in exceeded:
         _line(console, line, "red")
+
+
+def show_calibration(report: CalibrationReport) -> None:
+    """Print what was gathered, and what the tokens are worth."""
+    console = Console()
+    kind = "mean squares and Hessians" if report.hessians else "mean squares"
+    _line(console, f"{kind} of {report.inputs} inputs over {report.tokens:,} tokens, {report.source}")
+    if report.random:
+        advice = "a text is better: give --text FILE and --tokenizer tokenizer.json, or put tokenizer.json beside MODEL"
+        _line(console, f"random tokens tell little of what the model will read; {advice}", "yellow")
+    for where, reason in report.skipped.items():
+        _line(console, f"  left alone: {where}: {reason}", "dim")
+    _line(console, f"wrote {report.out} ({size(report.file_bytes)})")
 
 
 _SHOWN_OUTPUTS = 8

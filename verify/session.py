@@ -33,6 +33,8 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _ERRORS_ONLY = 3
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where ONNX Runtime looks for the weights of a model that it is given as bytes."""
 # ONNX Runtime has no common base of its exceptions, and raises RuntimeError and ValueError besides.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -54,8 +56,11 @@ class LanguageModel:
         provider: str = "CPUExecutionProvider",
         optimization: Optimization = "all",
         role: str = "model",
+        graph: bytes | None = None,
     ) -> None:
         """Load the model; `role` is what messages call it.
+
+        `graph` is a serialized model that runs in the place of the file's own, over the weights beside `path`.
 
         Raises:
             ModelError: ONNX Runtime cannot load it.
@@ -64,7 +69,7 @@ class LanguageModel:
         """
         self.path = path
         self.role = role
-        self._session = _session(path, provider, _LEVELS[optimization], role)
+        self._session = _session(path, provider, _LEVELS[optimization], role, graph)
         self.inputs = tuple(Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs())
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
@@ -151,7 +156,7 @@ class LanguageModel:
         return Cache((past.length if past else 0) + ids.shape[1], before | after)
 
 
-def _session(path: Path, provider: str, level: Any, role: str) -> Any:
+def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | None) -> Any:
     """Open the session, on `provider` and nothing else but the CPU."""
     if provider not in ort.get_available_providers():
         known = ", ".join(ort.get_available_providers())
@@ -161,8 +166,10 @@ def _session(path: Path, provider: str, level: Any, role: str) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     if not path.is_file():
         raise ModelError(f"The {role} {path} is not a file.")
+    if graph is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(graph or str(path), options, providers=[provider])
     except _ORT_ERRORS as error:
         raise ModelError(f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error

@@ -1,0 +1,1 @@
+"""What a model's weights are multiplied by: statistics of activations, gathered by running the model on a text."""

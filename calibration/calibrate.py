@@ -1,0 +1,113 @@
+"""From a model and tokens to a calibration file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_tailor import __version__
+from onnx_tailor.calibration.capture import capture, groups
+from onnx_tailor.calibration.file import writing
+from onnx_tailor.calibration.inputs import find_inputs, fingerprint
+from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.candidates import find_candidates
+from onnx_tailor.graph.load import load
+from onnx_tailor.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from onnx_tailor.verify.tokens import Tokens
+
+MEMORY = 2 << 30
+"""Bytes of Hessians that are summed at once; a model with more of them runs several times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationReport:
+    """What was gathered."""
+
+    model: str
+    out: str
+    source: str
+    random: bool
+    """Whether the tokens were drawn at random, which is worse than any text."""
+    tokens: int
+    inputs: int
+    hessians: bool
+    runs: int
+    """Times that the model went over the tokens."""
+    file_bytes: int
+    skipped: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as `--json` prints it."""
+        return asdict(self)
+
+
+def calibrate(
+    path: Path,
+    out: Path,
+    tokens: Tokens,
+    *,
+    hessians: bool = False,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> CalibrationReport:
+    """Run the ONNX file at `path` on `tokens` and write into `out` what its projections read.
+
+    Raises:
+        ModelError: the model cannot be read or run, has no projection to watch, or yields NaN.
+        UsageError: `out` cannot be written.
+    """
+    model = load(path)
+    candidates = find_candidates(model)
+    inputs, skips = find_inputs(model, candidates)
+    if not inputs:
+        reason = f": {skips[0].reason}" if skips else "; there is nothing to calibrate"
+        raise ModelError(f"{path}: no projection with a float weight was found{reason}")
+    planned = list(groups(inputs, memory)) if hessians else [inputs]
+    watch = progress or Silent()
+    entries = []
+    with writing(out) as file:
+        watch.start("watching activations", tokens.windows.size * 4 * sum(each.columns for each in inputs))
+        for group in planned:
+            for each, sums in zip(
+                group, capture(path, group, tokens, hessians=hessians, progress=watch), strict=True
+            ):
+                number = len(entries)
+                file.add(f"{number}.mean_square", sums.mean_square())
+                if hessians:
+                    file.add(f"{number}.hessian", sums.mean_hessian())
+                entries.append(
+                    {"name": each.name, "columns": each.columns, "count": sums.count, "weights": each.weights}
+                )
+        file.add("token_counts", np.bincount(tokens.windows.reshape(-1)).astype(np.int64))
+        file.header(
+            {
+                "version": __version__,
+                "model": path.name,
+                "source": tokens.source,
+                "random": tokens.random,
+                "tokens": int(tokens.windows.size),
+                "hessians": hessians,
+                "inputs": entries,
+                "weights": {each.matrix.name: fingerprint(each.matrix.view) for each in candidates},
+                "skipped": {skip.where: skip.reason for skip in skips},
+            }
+        )
+        watch.finish()
+    return CalibrationReport(
+        model=str(path),
+        out=str(out),
+        source=tokens.source,
+        random=tokens.random,
+        tokens=int(tokens.windows.size),
+        inputs=len(inputs),
+        hessians=hessians,
+        runs=len(planned),
+        file_bytes=out.stat().st_size,
+        skipped={skip.where: skip.reason for skip in skips},
+    )

@@ -1,0 +1,87 @@
+"""Run the model on the tokens and watch what its projections read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from onnx_tailor.calibration.inputs import ProjectionInput
+from onnx_tailor.calibration.statistics import InputSums
+from onnx_tailor.graph.load import load
+from onnx_tailor.graph.size import weight_tensors
+from onnx_tailor.progress import Progress
+from onnx_tailor.weights.tensors import WeightTensor
+
+if TYPE_CHECKING:
+    from onnx_tailor.verify.tokens import Tokens
+
+_OUTPUT = "onnx_tailor.calibration."
+
+
+def groups(inputs: Sequence[ProjectionInput], memory: int) -> Iterator[list[ProjectionInput]]:
+    """Cut `inputs` into runs of neighbours whose Hessians fit `memory` bytes together, or that are alone."""
+    group: list[ProjectionInput] = []
+    used = 0
+    for each in inputs:
+        size = 4 * each.columns**2
+        if group and used + size > memory:
+            yield group
+            group, used = [], 0
+        group.append(each)
+        used += size
+    if group:
+        yield group
+
+
+def capture(
+    path: Path, group: Sequence[ProjectionInput], tokens: Tokens, *, hessians: bool, progress: Progress
+) -> list[InputSums]:
+    """Run the model at `path` on every window and add up what the inputs of `group` hold.
+
+    The graph that runs ends at these inputs: nothing behind the last of them is loaded or computed. Its weights are
+    read where they lie.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run the model.
+    """
+    from onnx_tailor.verify.session import LanguageModel
+
+    sums = [InputSums.empty(each.name, each.columns, hessian=hessians) for each in group]
+    runner = LanguageModel(path, graph=_watched(path, [each.name for each in group]))
+    for window in tokens.windows:
+        outputs = runner.prefill(window[None, :])
+        for number, each in enumerate(sums):
+            values = outputs[f"{_OUTPUT}{number}"]
+            each.add(values)
+            progress.advance(4 * values.size)
+    return sums
+
+
+def _watched(path: Path, names: Sequence[str]) -> bytes:
+    """Return the graph of the model at `path` cut down to what computes the values `names`, its new outputs."""
+    model = load(path)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    values |= {value.name: value for value in model.graph.inputs}
+    model.graph.outputs.clear()
+    for number, name in enumerate(names):
+        # Identity, because a graph input cannot be an output, nor a value two outputs.
+        node = ir.node("Identity", [values[name]], name=f"{_OUTPUT}{number}/identity")
+        node.outputs[0].name = f"{_OUTPUT}{number}"
+        node.outputs[0].type = values[name].type
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
+    model.sweep()
+    folder = path.parent
+    for value in weight_tensors(model):
+        tensor = value.const_value
+        if isinstance(tensor, WeightTensor):
+            view = tensor.view
+            assert view is not None, "load makes contiguous views of files"
+            location = view.file.path.relative_to(folder).as_posix()
+            value.const_value = ir.ExternalTensor(
+                location, view.offset, view.nbytes, view.dtype, shape=ir.Shape(view.shape), name=value.name or ""
+            )
+    return ir.to_proto(model.ir_model).SerializeToString()

@@ -1,0 +1,34 @@
+"""Which tokens a calibration runs on: the user's, the bundled text, or at worst random ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnx_tailor.errors import UsageError
+from onnx_tailor.verify.session import LanguageModel
+from onnx_tailor.verify.tokens import Tokens, from_npy, from_text, random_tokens
+
+TEXT = Path(__file__).parent / "text" / "english.txt"
+"""The bundled text."""
+BUNDLED = "the bundled English text"
+_RANDOM_WINDOWS, _WINDOW = 64, 256
+
+
+def choose(
+    model: Path, *, text: Path | None = None, tokenizer: Path | None = None, tokens: Path | None = None
+) -> Tokens:
+    """Return the tokens of a file, or of a text; without a tokenizer here or beside the model, random tokens.
+
+    Raises:
+        UsageError: a file cannot be read, or they exclude each other.
+    """
+    if tokens is not None:
+        if text is not None or tokenizer is not None:
+            raise UsageError("--tokens excludes --text and --tokenizer; the ids are final")
+        return from_npy(tokens, _WINDOW)
+    beside = model.parent / "tokenizer.json"
+    if tokenizer is None and text is None and not beside.is_file():
+        size = LanguageModel(model).vocabulary_size
+        return random_tokens(size, windows=_RANDOM_WINDOWS, length=_WINDOW)
+    found = from_text(text or TEXT, tokenizer or beside, _WINDOW)
+    return found if text is not None else Tokens(found.windows, BUNDLED)
