@@ -70,13 +70,11 @@ def calibrate(
         raise ModelError(f"{path}: no projection with a float weight was found{reason}")
     planned = list(groups(inputs, memory)) if hessians else [inputs]
     watch = progress or Silent()
-    entries = []
+    entries: list[dict[str, Any]] = []
     with writing(out) as file:
         watch.start("watching activations", tokens.windows.size * 4 * sum(each.columns for each in inputs))
         for group in planned:
-            for each, sums in zip(
-                group, capture(path, group, tokens, hessians=hessians, progress=watch), strict=True
-            ):
+            for each, sums in zip(group, capture(path, group, tokens, hessians=hessians, progress=watch), strict=True):
                 number = len(entries)
                 file.add(f"{number}.mean_square", sums.mean_square())
                 if hessians:

@@ -79,10 +79,8 @@ def test_a_projection_in_a_subgraph_is_left_out_with_its_reason(tmp_path: Path) 
     ]
     head = model.graph.node.pop()
     assert head.name == "head"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
-    model.graph.node.append(
-        helper.make_node("If", ["yes"], ["logits"], then_branch=branch[0], else_branch=branch[1])
-    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((), np.bool_), "yes"))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["logits"], then_branch=branch[0], else_branch=branch[1]))
     onnx.save(model, tmp_path / "if.onnx")
     report = calibrate(tmp_path / "if.onnx", tmp_path / "c.npz", TOKENS)
     assert report.inputs == 2
