@@ -115,6 +115,19 @@ class TailorModel:
         node.graph.remove(node, safe=True)
         new.name = name  # graph outputs are part of the model's interface; other names help its reader
 
+    def retire(self, node: ir.Node) -> str | None:
+        """Take the name off a node that is to be replaced and return it, so that its successor can bear it.
+
+        People write the names that they see in their file into a recipe; they hold after every pass.
+        """
+        name, node.name = node.name, None
+        self._names.discard(name or "")
+        return name
+
+    def forget_names(self) -> None:
+        """Look for the names in use anew: somebody else has edited the graph."""
+        self._names.clear()
+
     def sweep(self) -> None:
         """Remove the nodes and initializers that nothing reads any more."""
         ir_passes.RemoveUnusedNodesPass()(self.ir_model)

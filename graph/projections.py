@@ -106,6 +106,7 @@ def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype
     `table` is [N, K], read as it lies: a Transpose in front of it would be folded by ONNX Runtime into a second copy.
     """
     node, source, name = projection.node, projection.activation, projection.name
+    model.retire(node)
     rows, columns = projection.weight.shape
     rank = len(source.shape) if source.shape is not None else None
     gemm_inputs: list[ir.Value | None] = [source, table]
@@ -114,7 +115,10 @@ def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype
     if rank != 2:
         flat = model.int64s([-1, columns], f"{name}/flat_shape")
         gemm_inputs[0] = model.insert_before(node, "Reshape", [source, flat], name=f"{name}/flatten", dtype=dtype)
-    result = model.insert_before(node, "Gemm", gemm_inputs, attributes={"transB": 1}, name=f"{name}/gemm", dtype=dtype)
+    result = model.insert_before(node, "Gemm", gemm_inputs, attributes={"transB": 1}, name=name, dtype=dtype)
+    made = result.producer()
+    assert made is not None
+    made.metadata_props.update(node.metadata_props)
     if rank == 2:
         return result
     leading = leading_shape(model, node, source, name)

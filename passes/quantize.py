@@ -136,6 +136,7 @@ def rewrite(
     model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob, accuracy_level: int | None
 ) -> Change:
     """Put the quantized weight in the place of the float one, for all its readers."""
+    name = candidate.name
     table = _table(model, candidate, job)
     for projection in candidate.projections:
         _matmul(model, projection, table, accuracy_level)
@@ -144,12 +145,12 @@ def rewrite(
         assert layout is not None
         ids = reader.node.inputs[1]
         assert ids is not None
-        name = reader.node.name or f"{candidate.matrix.name}/gather"
-        rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, name)
+        gathered = model.retire(reader.node) or f"{candidate.matrix.name}/gather"
+        rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, gathered)
         model.replace(reader.node.outputs[0], rows)
     fmt, where = job.format, candidate.place
     return Change(
-        where=candidate.name,
+        where=name,
         what=f"{fmt.bits} bits, block {fmt.block_size}, {'symmetric' if fmt.symmetric else 'asymmetric'}, {job.method}",
         bytes_before=job.view.nbytes,
         bytes_after=_stored_bytes(job),
@@ -197,9 +198,10 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
 
 
 def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accuracy_level: int | None) -> None:
-    node, dtype = projection.node, projection.weight.dtype
+    node, dtype, name = projection.node, projection.weight.dtype, projection.name
     kind = table.scales.dtype
     assert kind is not None
+    model.retire(node)
     attributes: dict[str, int | float | str | list[int]] = {
         "K": table.columns,
         "N": table.rows,
@@ -211,27 +213,27 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
     activation = projection.activation
     if kind != dtype:
         activation = model.insert_before(
-            node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{projection.name}/widen", dtype=kind
+            node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{name}/widen", dtype=kind
         )
     inputs: list[ir.Value | None] = [activation, table.codes, table.scales, table.zero_points]
     if projection.bias is not None:
         bias = projection.bias
         if kind != dtype:
             bias = model.insert_before(
-                node, "Cast", [bias], attributes={"to": int(kind)}, name=f"{projection.name}/bias", dtype=kind
+                node, "Cast", [bias], attributes={"to": int(kind)}, name=f"{name}/bias", dtype=kind
             )
         inputs += [None, bias]
     while inputs[-1] is None:
         inputs.pop()
     result = model.insert_before(
-        node, "MatMulNBits", inputs, domain=MICROSOFT, attributes=dict(attributes), name=projection.name, dtype=kind
+        node, "MatMulNBits", inputs, domain=MICROSOFT, attributes=dict(attributes), name=name, dtype=kind
     )
     made = result.producer()
     assert made is not None
     made.metadata_props.update(node.metadata_props)
     if kind != dtype:
         result = model.insert_before(
-            node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{projection.name}/narrow", dtype=dtype
+            node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/narrow", dtype=dtype
         )
     model.replace(projection.output, result)
 

@@ -69,5 +69,5 @@ def rewrite(model: TailorModel, found: FoundTable, layout: str) -> None:
     ids, dtype = found.node.inputs[1], found.output.dtype
     assert ids is not None
     dtype = dtype or found.table.scales.dtype or ir.DataType.FLOAT
-    rows = gather(model, found.node, found.table, ids, layout, dtype, found.node.name or "gather")
+    rows = gather(model, found.node, found.table, ids, layout, dtype, model.retire(found.node) or "gather")
     model.replace(found.output, rows)

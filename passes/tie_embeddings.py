@@ -131,7 +131,8 @@ def _reads_plainly(projection: Projection, table: Matrix) -> bool:
 
 def rewrite(model: TailorModel, tied: Tied) -> Change:
     """Make both read `tied.kept` as it lies, with no Transpose and no Reshape of it."""
-    kept, projection = tied.kept, tied.projection
+    kept, projection, name = tied.kept, tied.projection, tied.projection.name
+    gathers = [table.node.name for table in tied.tables]
     value = _shared_value(model, kept)
     for table in tied.tables:
         _gather_from(model, table, value)
@@ -143,11 +144,11 @@ def rewrite(model: TailorModel, tied: Tied) -> Change:
         )
     model.replace(projection.output, wrap_gemm(model, projection, weight, read_as))
     return Change(
-        where=projection.name,
+        where=name,
         what=f"reads the table {value.name} ({tied.proof})",
         bytes_before=kept.view.nbytes + tied.saved,
         bytes_after=kept.view.nbytes,
-        details={"table": value.name, "gather": [t.node.name for t in tied.tables], "proof": tied.proof},
+        details={"table": value.name, "gather": gathers, "proof": tied.proof},
     )
 
 
@@ -165,10 +166,7 @@ def _gather_from(model: TailorModel, table: Table, value: ir.Value) -> None:
     if value.dtype == dtype:
         return
     output = node.outputs[0]
-    rows = model.insert_before(
-        node, "Gather", list(node.inputs), attributes={"axis": 0}, name=f"{node.name}/rows", dtype=value.dtype
-    )
-    cast = model.insert_before(
-        node, "Cast", [rows], attributes={"to": int(dtype)}, name=f"{node.name}/cast", dtype=dtype
-    )
+    name = model.retire(node) or f"{value.name}/gather"
+    rows = model.insert_before(node, "Gather", list(node.inputs), attributes={"axis": 0}, name=name, dtype=value.dtype)
+    cast = model.insert_before(node, "Cast", [rows], attributes={"to": int(dtype)}, name=f"{name}/cast", dtype=dtype)
     model.replace(output, cast)
