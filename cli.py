@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from onnx_tailor import recipe as reading
     from onnx_tailor.calibration import calibrate as calibrating
     from onnx_tailor.calibration import tokens as calibration_tokens
-    from onnx_tailor.console import inspection, listing, progress, results
-    from onnx_tailor.verify import Comparison, Tokens
+    from onnx_tailor.console import comparison, inspection, listing, measuring, progress, results
 else:
     calibrating = lazy("onnx_tailor.calibration.calibrate")
     calibration_tokens = lazy("onnx_tailor.calibration.tokens")
+    comparison = lazy("onnx_tailor.console.comparison")
     inspection = lazy("onnx_tailor.console.inspection")
     listing = lazy("onnx_tailor.console.listing")
+    measuring = lazy("onnx_tailor.console.measuring")
     measure = lazy("onnx_tailor.verify")
     option_errors = lazy("onnx_tailor.option_errors")
     pipeline = lazy("onnx_tailor.pipeline")
@@ -46,6 +47,12 @@ class TargetName(StrEnum):
     portable = "portable"
 
 
+LIMIT_HELP = (
+    "At most: kl (mean, nats), kl99, klmax (99th percentile and largest), perplexity (over the reference's), "
+    "decode (against prefill), output (largest difference over largest value). "
+    "At least: top1, top5 (agreement, 0 to 1), greedy (mean tokens until greedy texts part)."
+)
+
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
@@ -54,6 +61,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+TokensOption = Annotated[Path | None, typer.Option(help="Token ids, a .npy file of integers.")]
+TextOption = Annotated[
+    Path | None, typer.Option(help="A text in UTF-8, or `bundled` for the passage that comes with onnx-tailor.")
+]
+TokenizerOption = Annotated[
+    Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside the model to compare with.")
+]
+WindowOption = Annotated[int, typer.Option(help="Tokens of each window, run on its own.", min=2)]
+WindowsOption = Annotated[int | None, typer.Option(help="Take no more windows than this.", min=1)]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help=f"Exit 1 beyond this value; may be repeated. {LIMIT_HELP}"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -129,32 +149,37 @@ def inspect(
 @app.command()
 def verify(
     reference: Annotated[Path, typer.Argument(help="The model to compare with: a file, or its folder.")],
-    candidate: Annotated[Path, typer.Argument(help="The model that was made of it: likewise.")],
+    candidates: Annotated[list[Path], typer.Argument(metavar="CANDIDATE...", help="What was made of it: likewise.")],
     *,
-    tokens: Annotated[Path | None, typer.Option(help="Token ids, a .npy file of integers.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A text in UTF-8.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside REFERENCE.")
-    ] = None,
-    max_kl: Annotated[float | None, typer.Option(help="Exit 1 above this mean KL divergence, in nats.")] = None,
-    max_difference: Annotated[
-        float | None,
-        typer.Option(help="Exit 1 where an output differs by more than this part of its largest value."),
-    ] = None,
-    min_top1: Annotated[
-        float | None, typer.Option(help="Exit 1 below this share, 0 to 1, of equal most likely tokens.")
-    ] = None,
+    tokens: TokensOption = None,
+    text: TextOption = None,
+    tokenizer: TokenizerOption = None,
+    window: WindowOption = 256,
+    windows: WindowsOption = None,
+    limit: LimitOption = None,
     as_json: Json = False,
 ) -> None:
-    """Run two models on the same tokens, random ones by default, and measure the difference."""
-    chosen = _tokens(reference, tokens, text, tokenizer)
-    found = measure.compare(_model_file(reference), _model_file(candidate), chosen)
-    exceeded = _exceeded(found, max_kl, max_difference, min_top1)
+    """Run models on the same tokens, random ones by default, and measure how far each is from the reference.
+
+    With several candidates, the JSON object holds them as a list under `candidates`.
+    """
+    limits = measure.parse_limits(limit or ())
+    chosen = measuring.read_tokens(
+        measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows), reference
+    )
+    files = [measuring.model_file(candidate) for candidate in candidates]
+    watch = progress.progress()
+    try:
+        found = list(measure.compare_each(measuring.model_file(reference), files, chosen, progress=watch))
+    finally:
+        watch.finish()
+    beyond = [measure.exceeded(each, limits) for each in found]
     if as_json:
-        _print_json({**found.to_json(), "exceeded": exceeded})
+        objects = [{**each.to_json(), "exceeded": lines} for each, lines in zip(found, beyond, strict=True)]
+        _print_json(objects[0] if len(objects) == 1 else {"candidates": objects})
     else:
-        results.show_comparison(found, exceeded)
-    if exceeded:
+        comparison.show_comparisons(found, beyond)
+    if any(beyond):
         raise typer.Exit(1)
 
 
@@ -173,7 +198,7 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Run a model on a text and note what its weights are multiplied by, for `quantize` to weigh errors with."""
-    file = _model_file(model)
+    file = measuring.model_file(model)
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: exists already; choose another name, or give --overwrite")
     chosen = calibration_tokens.choose(file, text=text, tokenizer=tokenizer, tokens=tokens)
@@ -227,52 +252,6 @@ def recipes_(
 def main() -> None:
     """Run the command line; the entry point of the `onnx-tailor` script."""
     app(prog_name="onnx-tailor")
-
-
-def _model_file(path: Path) -> Path:
-    """Return the one ONNX file of a folder, such as `run` writes; a file as it is."""
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.onnx"))
-    if len(files) != 1:
-        raise UsageError(f"{path} holds {len(files)} ONNX files; give the one to compare")
-    return files[0]
-
-
-def _tokens(reference: Path, tokens: Path | None, text: Path | None, tokenizer: Path | None) -> "Tokens | None":
-    """Read the tokens that the options name; None for random ones."""
-    if tokens is not None and text is not None:
-        raise UsageError("--tokens and --text exclude each other; give one of them")
-    if tokenizer is not None and text is None:
-        raise UsageError("--tokenizer needs --text, the text to encode with it")
-    if tokens is not None:
-        return measure.from_npy(tokens)
-    if text is None:
-        return None
-    folder = reference if reference.is_dir() else reference.parent
-    return measure.from_text(text, tokenizer or folder / "tokenizer.json")
-
-
-def _exceeded(
-    found: "Comparison", max_kl: float | None, max_difference: float | None, min_top1: float | None
-) -> list[str]:
-    """Return a sentence for each limit that the comparison exceeds."""
-    lines = []
-    for option, limit in (("--max-kl", max_kl), ("--min-top1", min_top1)):
-        if limit is not None and found.kl_mean is None:
-            raise UsageError(f"{option} needs logits, and the models have none")
-    # Written as "not within" so that NaN exceeds every limit.
-    if max_kl is not None and found.kl_mean is not None and not found.kl_mean <= max_kl:
-        lines.append(f"the mean KL divergence {found.kl_mean:.4g} is above the limit {max_kl:g}")
-    if min_top1 is not None and found.top1_agreement is not None and not found.top1_agreement >= min_top1:
-        lines.append(f"the top-1 agreement {found.top1_agreement:.4g} is below the limit {min_top1:g}")
-    if max_difference is not None:
-        lines.extend(
-            f"{output.name} differs by {output.max_rel:.4g} of its largest value; the limit is {max_difference:g}"
-            for output in found.outputs
-            if not output.max_rel <= max_difference
-        )
-    return lines
 
 
 def _recipe_json(name: str) -> dict[str, str]:

@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the work done, in bytes. Calls may come from several threads."""
+    """Receives the work done, in bytes or another unit. Calls may come from several threads."""
 
-    def start(self, what: str, total: int) -> None:
-        """Begin a phase called `what` of `total` bytes, ending the one before."""
+    def start(self, what: str, total: int, unit: str = "bytes") -> None:
+        """Begin a phase called `what` of `total` bytes (or `unit`, in the plural), ending the one before."""
 
     def advance(self, count: int) -> None:
         """Count `count` more bytes of the phase as done."""
@@ -21,7 +21,7 @@ class Progress(Protocol):
 class Silent:
     """A `Progress` that shows nothing."""
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: str = "bytes") -> None:
         """Ignore the phase."""
 
     def advance(self, count: int) -> None:

@@ -7,13 +7,14 @@ from threading import Lock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from onnx_tailor.console.units import size
 
@@ -29,27 +30,37 @@ def progress() -> Bar | Lines:
     return Bar(console) if console.is_terminal else Lines(console)
 
 
+class _Amount(ProgressColumn):
+    """What is done of all there is, and how much a second, in the phase's own unit."""
+
+    def render(self, task: Task) -> Text:
+        """Return "12 MB of 1.07 GB, 300 MB/s", or the like in another unit."""
+        unit = task.fields["unit"]
+        speed = task.finished_speed or task.speed
+        pace = f", {_amount(int(speed), unit)}/s" if speed else ""
+        return Text(f"{_amount(int(task.completed), unit)} of {_amount(int(task.total or 0), unit)}{pace}")
+
+
 class Bar:
-    """A bar for each phase, with its bytes, their speed and the time left."""
+    """A bar for each phase, with its amount, the speed and the time left."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            _Amount(),
             TimeRemainingColumn(compact=True),
             console=console,
         )
         self._task: TaskID | None = None
 
-    def start(self, what: str, total: int) -> None:
-        """Add the bar of a phase called `what`, of `total` bytes."""
+    def start(self, what: str, total: int, unit: str = "bytes") -> None:
+        """Add the bar of a phase called `what`, of `total` bytes or `unit`."""
         self._bars.start()
-        self._task = self._bars.add_task(what, total=total)
+        self._task = self._bars.add_task(what, total=total, unit=unit)
 
     def advance(self, count: int) -> None:
-        """Move the bar on by `count` bytes."""
+        """Move the bar on by `count`."""
         if self._task is not None:
             self._bars.advance(self._task, count)
 
@@ -67,24 +78,25 @@ class Lines:
         self._lock = Lock()
         self._what = ""
         self._total = 0
+        self._unit = ""
         self._done = 0
         self._next = _STEP
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int, unit: str = "bytes") -> None:
         """Name the phase."""
         with self._lock:
-            self._what, self._total, self._done, self._next = what, total, 0, _STEP
-            self._print(f"{what}: {size(total)}" if total else what)
+            self._what, self._total, self._unit, self._done, self._next = what, total, unit, 0, _STEP
+            self._print(f"{what}: {_amount(total, unit)}" if total else what)
 
     def advance(self, count: int) -> None:
-        """Count the bytes, and print a line where they pass the next tenth."""
+        """Count, and print a line where they pass the next tenth."""
         with self._lock:
             self._done += count
             if not self._total or 100 * self._done < self._next * self._total:
                 return
             percent = min(100, 100 * self._done // self._total)
             self._next = percent - percent % _STEP + _STEP
-            self._print(f"{self._what}: {percent} % of {size(self._total)}")
+            self._print(f"{self._what}: {percent} % of {_amount(self._total, self._unit)}")
 
     def finish(self) -> None:
         """Forget the phase; its last line has been printed."""
@@ -94,3 +106,8 @@ class Lines:
     def _print(self, line: str) -> None:
         """Print a line that rich neither wraps nor colours."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _amount(count: int, unit: str) -> str:
+    """Return a number of bytes as "1.07 GB", of another unit as "3,072 tokens"."""
+    return size(count) if unit == "bytes" else f"{count:,} {unit}"

@@ -1,4 +1,4 @@
-"""The results of `run` and `verify` as tables."""
+"""The result of `run` as tables."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from onnx_tailor.calibration.calibrate import CalibrationReport
     from onnx_tailor.report import Change, PassReport, Report
-    from onnx_tailor.verify import Comparison
 
-__all__ = ["show_calibration", "show_comparison", "show_report"]
+__all__ = ["show_calibration", "show_report"]
 
 _NAMED = 3
 """Places that are named when several are alike."""
@@ -90,44 +89,6 @@ def _places(where: Sequence[str], named: int = _NAMED) -> str:
     return f"{len(where)} places (first {where[0]})"
 
 
-def show_comparison(comparison: Comparison, exceeded: Sequence[str]) -> None:
-    """Print how far two models are apart, and the limits that they exceed."""
-    console = Console()
-    if comparison.perplexity_reference is not None:
-        table = Table("", "reference", "candidate")
-        table.add_row(
-            "perplexity" + (" (random tokens: says nothing)" if comparison.random else ""),
-            _figure(comparison.perplexity_reference),
-            _figure(comparison.perplexity_candidate),
-        )
-        table.add_row("mean KL divergence (nats)", "", _figure(comparison.kl_mean))
-        table.add_row("top-1 agreement", "", f"{100 * (comparison.top1_agreement or 0):.2f} %")
-        if comparison.decode_difference is not None:
-            table.add_row(
-                "decode against prefill",
-                _figure(comparison.decode_difference_reference),
-                _figure(comparison.decode_difference),
-            )
-        console.print(table)
-    outputs = Table("output", "largest difference", "relative", "where")
-    ordered = sorted(comparison.outputs, key=lambda output: output.max_rel, reverse=True)
-    for output in ordered[:_SHOWN_OUTPUTS]:
-        place = ", ".join(str(index) for index in output.where)
-        outputs.add_row(Text(output.name), _figure(output.max_abs), _figure(output.max_rel), f"[{place}]")
-    console.print(outputs)
-    if len(ordered) > _SHOWN_OUTPUTS:
-        _line(console, f"and {len(ordered) - _SHOWN_OUTPUTS} outputs that differ less")
-    for title, names in (
-        ("only in the reference", comparison.only_reference),
-        ("only in the candidate", comparison.only_candidate),
-    ):
-        if names:
-            _line(console, f"{title}: {', '.join(names)}")
-    _line(console, f"{comparison.tokens} tokens, {comparison.source}")
-    for line in exceeded:
-        _line(console, line, "red")
-
-
 def show_calibration(report: CalibrationReport) -> None:
     """Print what was gathered, and what the tokens are worth."""
     console = Console()
@@ -139,15 +100,6 @@ def show_calibration(report: CalibrationReport) -> None:
     for where, reason in report.skipped.items():
         _line(console, f"  left alone: {where}: {reason}", "dim")
     _line(console, f"wrote {report.out} ({size(report.file_bytes)})")
-
-
-_SHOWN_OUTPUTS = 8
-"""Outputs in the table; a model has two for each layer."""
-
-
-def _figure(value: float | None) -> str:
-    """Return a measured figure with four digits."""
-    return "" if value is None else f"{value:.4g}"
 
 
 def _line(console: Console, line: str, style: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -12,13 +13,15 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from onnx_tailor import __version__, pipeline, recipes
-from onnx_tailor.cli import TargetName, app
+from onnx_tailor.cli import LIMIT_HELP, TargetName, app
+from onnx_tailor.console.comparison import short_names
 from onnx_tailor.console.options import options
 from onnx_tailor.console.progress import Lines
 from onnx_tailor.console.units import change, size, span
 from onnx_tailor.errors import ModelError
 from onnx_tailor.passes import PASSES
 from onnx_tailor.targets import TARGETS
+from onnx_tailor.verify import LIMITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +45,19 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_target_names_are_the_targets() -> None:
     assert {name.value for name in TargetName} == set(TARGETS)
+
+
+def test_the_help_names_every_limit() -> None:
+    most, _, least = LIMIT_HELP.partition("At least:")
+    for name, limit in LIMITS.items():
+        assert re.search(rf"\b{name}\b", least if limit.least else most), name
+
+
+def test_short_names() -> None:
+    assert short_names(["/x/a/m.onnx", "/x/b/m.onnx"]) == ["a", "b"]
+    assert short_names(["/x/a/m.onnx", "/x/a/n.onnx"]) == ["m.onnx", "n.onnx"]
+    assert short_names(["/x/m.onnx", "/x/a/m.onnx"]) == ["m.onnx", "a/m.onnx"]
+    assert short_names(["/x/m.onnx"] * 2) == ["/x/m.onnx"] * 2
 
 
 @pytest.mark.parametrize(
@@ -69,6 +85,8 @@ def test_target_names_are_the_targets() -> None:
             "error: --tokens and --text exclude each other",
         ),
         (["verify", "a", "b", "--tokenizer", "t.json"], "error: --tokenizer needs --text"),
+        (["verify", "a", "b", "--limit", "kl9=1"], "error: --limit kl9=1: no figure is called 'kl9'; did you mean kl"),
+        (["verify", "a", "b", "--limit", "kl"], "error: --limit kl: give a number behind the equals sign"),
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str], message: str) -> None:

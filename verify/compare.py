@@ -10,14 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.progress import Progress, Silent
+from onnx_tailor.verify.greedy import STEPS, Greedy, greedy, prompts_of
 from onnx_tailor.verify.metrics import DifferenceMaximum, LogitSums, difference, logit_sums
 from onnx_tailor.verify.session import LanguageModel, Optimization
 from onnx_tailor.verify.tokens import Tokens, random_tokens
+from onnx_tailor.verify.worst import WorstToken, worst_of, worst_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Comparison", "OutputDifference", "compare"]
+__all__ = ["Comparison", "OutputDifference", "compare", "compare_each"]
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +46,10 @@ class OutputDifference:
 class Comparison:
     """What `compare` measured. The figures of the logits are None for models without logits."""
 
+    reference: str
+    """The reference's file."""
+    candidate: str
+    """The candidate's file."""
     tokens: int
     """Tokens that each model was run on."""
     source: str
@@ -52,8 +60,18 @@ class Comparison:
     perplexity_candidate: float | None
     kl_mean: float | None
     """Mean of KL(reference || candidate) over the tokens, in nats."""
+    kl_p99: float | None
+    """The 99th percentile over the tokens, interpolated linearly."""
+    kl_max: float | None
+    """The largest divergence after one token; `worst` says where."""
     top1_agreement: float | None
     """Share of the tokens, 0 to 1, after which both models hold the same next token most likely."""
+    top5_agreement: float | None
+    """Mean share, 0 to 1, of the reference's five most likely next tokens that are among the candidate's five."""
+    worst: tuple[WorstToken, ...]
+    """The tokens after which the models are furthest apart, the worst first; none where they nowhere differ."""
+    greedy: Greedy | None
+    """How long both say the same when they decode greedily; None for models without a cache or without logits."""
     outputs: tuple[OutputDifference, ...]
     only_reference: tuple[str, ...]
     """Outputs that the candidate lacks."""
@@ -78,62 +96,109 @@ def compare(
     *,
     provider: str = "CPUExecutionProvider",
     optimization: Optimization = "all",
+    progress: Progress | None = None,
 ) -> Comparison:
     """Run both models on `tokens`, or on random ones where there are none, and measure the difference.
-
-    Each window is run by the one model and then by the other, so that memory holds two sessions and the
-    outputs of one window of each.
 
     Raises:
         ModelError: a model does not load or run, yields NaN logits, or the two share no output of one shape.
         UsageError: a token is beyond the vocabulary, or the provider is missing.
 
     """
+    (found,) = compare_each(
+        reference, [candidate], tokens, provider=provider, optimization=optimization, progress=progress
+    )
+    return found
+
+
+def compare_each(
+    reference: Path,
+    candidates: Sequence[Path],
+    tokens: Tokens | None = None,
+    *,
+    provider: str = "CPUExecutionProvider",
+    optimization: Optimization = "all",
+    progress: Progress | None = None,
+) -> Iterator[Comparison]:
+    """Compare the reference with one candidate after the other, as `compare` does.
+
+    Each window is run by the one model and then by the other, so that memory holds two sessions and the
+    outputs of one window of each, whatever the number of windows and candidates.
+    """
+    watch = progress or Silent()
     ours = LanguageModel(reference, provider=provider, optimization=optimization, role="reference")
-    theirs = LanguageModel(candidate, provider=provider, optimization=optimization, role="candidate")
     chosen = tokens if tokens is not None else random_tokens(ours.vocabulary_size)
     if tokens is not None and ours.logits is not None and int(tokens.windows.max()) >= ours.vocabulary_size:
         raise UsageError(
             f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of "
             f"{reference}, which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
         )
-    common = tuple(name for name in ours.outputs if name in theirs.outputs)
-    if not common:
-        raise ModelError(
-            f"The outputs of {candidate} ({', '.join(theirs.outputs)}) have no name in common with those of "
-            f"{reference} ({', '.join(ours.outputs)})."
-        )
-    if ours.logits is not None and ours.logits not in common:
-        raise ModelError(
-            f"The candidate {candidate} has no output {ours.logits}; its outputs are {', '.join(theirs.outputs)}."
-        )
-    sums, differences = _windows(ours, theirs, chosen.windows, common)
+    for candidate in candidates:
+        theirs = LanguageModel(candidate, provider=provider, optimization=optimization, role="candidate")
+        prompts = prompts_of(chosen.windows)
+        decoded = prompts.size + len(prompts) * STEPS if ours.has_past and theirs.has_past and ours.logits else 0
+        watch.start(f"comparing {candidate}", int(chosen.windows.size) + decoded, unit="tokens")
+        yield _compare(ours, theirs, chosen, watch.advance)
+        del theirs  # before the next one is loaded
+
+
+def _compare(ours: LanguageModel, theirs: LanguageModel, tokens: Tokens, done: Callable[[int], None]) -> Comparison:
+    """Measure one pair; `done` is told of the tokens."""
+    common = _common_outputs(ours, theirs)
+    sums, differences, worst = _windows(ours, theirs, tokens, common, done)
     return Comparison(
-        tokens=int(chosen.windows.size),
-        source=chosen.source,
-        random=chosen.random,
+        reference=str(ours.path),
+        candidate=str(theirs.path),
+        tokens=int(tokens.windows.size),
+        source=tokens.source,
+        random=tokens.random,
         perplexity_reference=sums.perplexity_reference if sums else None,
         perplexity_candidate=sums.perplexity_candidate if sums else None,
         kl_mean=sums.kl_mean if sums else None,
+        kl_p99=sums.kl_p99 if sums else None,
+        kl_max=sums.kl_max if sums else None,
         top1_agreement=sums.top1_agreement if sums else None,
+        top5_agreement=sums.top5_agreement(ours.vocabulary_size) if sums else None,
+        worst=tuple(worst),
+        greedy=greedy(ours, theirs, tokens.windows, done),
         outputs=tuple(
             OutputDifference(name=name, max_abs=found.max_abs, max_rel=found.max_rel, where=found.where)
             for name, found in differences.items()
         ),
         only_reference=tuple(name for name in ours.outputs if name not in common),
         only_candidate=tuple(name for name in theirs.outputs if name not in common),
-        decode_difference=_decode_difference(theirs, chosen.windows[:1, :_DECODED]),
-        decode_difference_reference=_decode_difference(ours, chosen.windows[:1, :_DECODED]),
+        decode_difference=_decode_difference(theirs, tokens.windows[:1, :_DECODED]),
+        decode_difference_reference=_decode_difference(ours, tokens.windows[:1, :_DECODED]),
     )
 
 
+def _common_outputs(ours: LanguageModel, theirs: LanguageModel) -> tuple[str, ...]:
+    """Return the outputs that both have, the logits among them where the reference has any."""
+    common = tuple(name for name in ours.outputs if name in theirs.outputs)
+    if not common:
+        raise ModelError(
+            f"The outputs of {theirs.path} ({', '.join(theirs.outputs)}) have no name in common with those of "
+            f"{ours.path} ({', '.join(ours.outputs)})."
+        )
+    if ours.logits is not None and ours.logits not in common:
+        raise ModelError(
+            f"The candidate {theirs.path} has no output {ours.logits}; its outputs are {', '.join(theirs.outputs)}."
+        )
+    return common
+
+
 def _windows(
-    ours: LanguageModel, theirs: LanguageModel, windows: npt.NDArray[np.int64], common: tuple[str, ...]
-) -> tuple[LogitSums | None, dict[str, DifferenceMaximum]]:
+    ours: LanguageModel,
+    theirs: LanguageModel,
+    tokens: Tokens,
+    common: tuple[str, ...],
+    done: Callable[[int], None],
+) -> tuple[LogitSums | None, dict[str, DifferenceMaximum], list[WorstToken]]:
     """Run every window and add up; the sums are None without logits."""
     sums = LogitSums()
     differences = {name: DifferenceMaximum() for name in common}
-    for number, window in enumerate(windows):
+    worst: list[WorstToken] = []
+    for number, window in enumerate(tokens.windows):
         ids = window[None, :]
         first = ours.prefill(ids)
         second = theirs.prefill(ids)
@@ -143,8 +208,14 @@ def _windows(
         if ours.logits is not None:
             for model, outputs in ((ours, first), (theirs, second)):
                 _refuse_nan(model, outputs[ours.logits], number)
-            sums += logit_sums(first[ours.logits][0], second[ours.logits][0], window)
-    return (sums if ours.logits is not None else None), differences
+            logits = (first[ours.logits][0], second[ours.logits][0])
+            found = logit_sums(*logits, window)
+            sums += found
+            worst = worst_tokens(worst + worst_of(tokens, number, found.kl, logits))
+            del logits
+        del first, second  # a large vocabulary's logits, before the next window's are made
+        done(len(window))
+    return (sums if ours.logits is not None else None), differences, worst
 
 
 def _decode_difference(model: LanguageModel, ids: npt.NDArray[np.int64]) -> float | None:

@@ -2,19 +2,25 @@
 
 Perplexity is exp of the mean negative log-likelihood of the next token. The divergence is
 KL(reference || candidate) = sum_v p(v) (log p(v) - log q(v)), in nats, the mean over all positions.
-All logarithms are float64 log-softmax.
+All logarithms are float64 log-softmax. The k most likely tokens are those of the k largest logits, the lower id
+first among equal ones, so that every program finds the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DifferenceMaximum", "LogitSums", "difference", "logit_sums"]
+__all__ = ["TOP", "DifferenceMaximum", "LogitSums", "difference", "logit_sums", "most_likely"]
 
+TOP = 5
+"""Most likely tokens that the wider agreement looks at."""
+
+_BLOCK = 512
+"""Logits whose maximum stands for them in the search of the most likely ones."""
 _CHUNK = 1 << 20
 """Elements that are held in float64 at once; 8 MiB, small enough for the cache of most processors."""
 
@@ -31,9 +37,12 @@ class LogitSums:
     nll_reference: float = 0.0
     """Sum over `predicted` of the next token's negative log-likelihood, in nats."""
     nll_candidate: float = 0.0
-    kl: float = 0.0
+    kl: tuple[float, ...] = field(default=(), repr=False)
+    """The divergence at each position, in order."""
     agreeing: int = 0
     """Positions where both models have the same most likely token."""
+    shared: int = 0
+    """Sum over positions of how many of the reference's `TOP` most likely tokens are among the candidate's."""
 
     def __add__(self, other: LogitSums) -> LogitSums:
         return LogitSums(
@@ -43,6 +52,7 @@ class LogitSums:
             nll_candidate=self.nll_candidate + other.nll_candidate,
             kl=self.kl + other.kl,
             agreeing=self.agreeing + other.agreeing,
+            shared=self.shared + other.shared,
         )
 
     @property
@@ -57,13 +67,27 @@ class LogitSums:
 
     @property
     def kl_mean(self) -> float:
-        """Return nats for each position; rounding below zero, which no divergence is, is cut off."""
-        return max(self.kl / self.positions, 0.0)
+        """Return nats for each position."""
+        return float(np.mean(self.kl))
+
+    @property
+    def kl_p99(self) -> float:
+        """Return the 99th percentile over the positions, interpolated linearly between the two nearest."""
+        return float(np.percentile(self.kl, 99))
+
+    @property
+    def kl_max(self) -> float:
+        """Return the largest divergence of one position."""
+        return max(self.kl)
 
     @property
     def top1_agreement(self) -> float:
         """Return the share of positions, 0 to 1, with the same most likely token."""
         return self.agreeing / self.positions
+
+    def top5_agreement(self, vocabulary: int) -> float:
+        """Return the mean share, 0 to 1, of the reference's five most likely tokens among the candidate's five."""
+        return self.shared / (self.positions * min(TOP, vocabulary))
 
 
 def logit_sums(reference: Array, candidate: Array, ids: npt.NDArray[np.int64]) -> LogitSums:
@@ -75,7 +99,7 @@ def logit_sums(reference: Array, candidate: Array, ids: npt.NDArray[np.int64]) -
         stop = min(start + rows, length)
         log_p = _log_softmax(reference[start:stop])
         log_q = _log_softmax(candidate[start:stop])
-        top = log_p.argmax(axis=1) == log_q.argmax(axis=1)
+        best = [(most_likely(p), most_likely(q)) for p, q in zip(log_p, log_q, strict=True)]
         following = ids[start + 1 : stop + 1]
         at = np.arange(len(following))
         total += LogitSums(
@@ -84,7 +108,8 @@ def logit_sums(reference: Array, candidate: Array, ids: npt.NDArray[np.int64]) -
             nll_reference=-float(log_p[at, following].sum()),
             nll_candidate=-float(log_q[at, following].sum()),
             kl=_divergence(log_p, log_q),
-            agreeing=int(top.sum()),
+            agreeing=sum(int(p[0] == q[0]) for p, q in best),
+            shared=sum(len(np.intersect1d(p, q)) for p, q in best),
         )
     return total
 
@@ -144,13 +169,26 @@ def _log_softmax(logits: Array) -> npt.NDArray[np.float64]:
     return shifted
 
 
-def _divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]) -> float:
-    """Return the sum over rows of KL(p || q); a term with p = 0 is 0, even where q is 0 too."""
+def most_likely(row: Array, count: int = TOP) -> npt.NDArray[np.int64]:
+    """Return the ids of the `count` largest of one row [V], the largest first; of equal ones the lower id first."""
+    count = min(count, len(row))
+    maxima = np.maximum.reduceat(row, np.arange(0, len(row), _BLOCK))
+    # At least `count` elements reach the count-th largest of the blocks' maxima, and few others do.
+    least = np.partition(maxima, -count)[-count] if len(maxima) >= count else -np.inf
+    ids = np.flatnonzero(row >= least)
+    return ids[np.lexsort((ids, -row[ids]))][:count]
+
+
+def _divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """Return KL(p || q) of each row; a term with p = 0 is 0, even where q is 0 too.
+
+    Rounding below zero, which no divergence is, is cut off.
+    """
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
         terms = p * (log_p - log_q)
     terms[p == 0.0] = 0.0
-    return float(terms.sum())
+    return tuple(max(float(row), 0.0) for row in terms.sum(axis=1))
 
 
 def _perplexity(nll: float, count: int) -> float:

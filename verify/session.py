@@ -164,6 +164,9 @@ def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | No
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = _ERRORS_ONLY
+    # The arena keeps the largest outputs it ever held, rounded up to a power of two: up to 512 MiB for one window
+    # of a 262144-word vocabulary.
+    options.enable_cpu_mem_arena = False
     if not path.is_file():
         raise ModelError(f"The {role} {path} is not a file.")
     if graph is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +16,13 @@ from onnx_tailor.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Tokens", "from_npy", "from_text", "random_tokens"]
+__all__ = ["BUNDLED", "Tokens", "from_npy", "from_text", "random_tokens"]
 
 Ids = npt.NDArray[np.int64]
+
+BUNDLED = "bundled"
+"""Names, in the place of a text's path, the passage that comes with the package: the article "Appropriate Uses For
+SQLite" of the SQLite project, in the public domain, a paragraph a line (about 2,900 tokens)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Tokens:
     """Where the tokens come from, for the report."""
     random: bool = False
     """Whether the ids are random: the perplexity over them then says nothing about a model's quality."""
+    spell: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
+    """Turns ids into their text, where a tokenizer is known."""
 
     def __post_init__(self) -> None:
         shape = self.windows.shape
@@ -40,8 +48,8 @@ class Tokens:
             raise UsageError(f"The tokens of {self.source} must be int64 ids, none of them negative.")
 
 
-def from_npy(path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
-    """Read token ids from a .npy file of integers.
+def from_npy(path: Path, window: int = 256, *, limit: int | None = None, tokenizer_path: Path | None = None) -> Tokens:
+    """Read token ids from a .npy file of integers; a tokenizer is needed only to spell them.
 
     A one-dimensional array is cut into windows of `window` tokens (the rest is dropped, unless there is
     but that rest); the rows of a two-dimensional one are the windows as they stand. At most `limit`
@@ -59,11 +67,13 @@ def from_npy(path: Path, window: int = 256, *, limit: int | None = None) -> Toke
         raise UsageError(f"{path} must hold one integer array of one or two dimensions.")
     ids = array.astype(np.int64)
     windows = ids if ids.ndim == 2 else _cut(ids, window)
-    return Tokens(windows[:limit], str(path))
+    return Tokens(windows[:limit], str(path), spell=_speller(_tokenizer(tokenizer_path)) if tokenizer_path else None)
 
 
-def from_text(text_path: Path, tokenizer_path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
+def from_text(text_path: Path | None, tokenizer_path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
     """Encode a UTF-8 text with a tokenizer.json and cut it into windows of `window` tokens.
+
+    `text_path` None is the bundled passage.
 
     Special tokens that the tokenizer puts in front of a text (as <bos>) stand in front of every window, since
     many models predict nothing sensible without; those it puts behind are left out. At most `limit` windows
@@ -73,24 +83,15 @@ def from_text(text_path: Path, tokenizer_path: Path, window: int = 256, *, limit
         UsageError: a file cannot be read, or the text yields fewer than two tokens.
 
     """
-    try:
-        text = text_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The text {text_path} cannot be read as UTF-8: {error}.") from error
-    if not tokenizer_path.is_file():
-        raise UsageError(f"There is no tokenizer at {tokenizer_path}; give the model's tokenizer.json.")
-    try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_path))
-    except Exception as error:  # the library raises bare Exception for a file it cannot parse
-        raise UsageError(f"{tokenizer_path} is no tokenizer.json that can be read: {error}.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    text = _passage() if text_path is None else _read(text_path)
+    tokenizer = _tokenizer(tokenizer_path)
     probe = tokenizer.encode("a")
     prefix = np.array(probe.ids[: _leading(probe.special_tokens_mask)], dtype=np.int64)
     ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
     body = _cut(ids, window - len(prefix))
     heads = np.broadcast_to(prefix, (len(body), len(prefix)))
-    return Tokens(np.concatenate([heads, body], axis=1)[:limit], f"{text_path} by {tokenizer_path}")
+    source = f"{text_path or 'the bundled passage'} by {tokenizer_path}"
+    return Tokens(np.concatenate([heads, body], axis=1)[:limit], source, spell=_speller(tokenizer))
 
 
 def random_tokens(vocabulary_size: int, *, windows: int = 4, length: int = 64, seed: int = 0) -> Tokens:
@@ -100,6 +101,33 @@ def random_tokens(vocabulary_size: int, *, windows: int = 4, length: int = 64, s
     """
     ids = np.random.default_rng(seed).integers(0, vocabulary_size, (windows, length), dtype=np.int64)
     return Tokens(ids, f"random tokens (seed {seed})", random=True)
+
+
+def _passage() -> str:
+    return resources.files("onnx_tailor.verify").joinpath("passage.txt").read_text(encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The text {path} cannot be read as UTF-8: {error}.") from error
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise UsageError(f"There is no tokenizer at {path}; give the model's tokenizer.json.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a file it cannot parse
+        raise UsageError(f"{path} is no tokenizer.json that can be read: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _speller(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    return lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def _cut(ids: Ids, window: int) -> Ids:

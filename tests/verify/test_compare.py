@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
 
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.verify import LanguageModel, Tokens, compare, random_tokens
+from onnx_tailor.verify import LanguageModel, Tokens, compare, compare_each, random_tokens
+from onnx_tailor.verify.metrics import most_likely
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,7 +38,12 @@ models = _load("verify_models")
 def test_a_model_is_itself(tmp_path: Path) -> None:
     path = models.with_past(tmp_path / "m.onnx", *models.weights())
     found = compare(path, path)
-    assert (found.kl_mean, found.top1_agreement) == (0.0, 1.0)
+    assert (found.kl_mean, found.kl_p99, found.kl_max) == (0.0, 0.0, 0.0)
+    assert (found.top1_agreement, found.top5_agreement, found.worst) == (1.0, 1.0, ())
+    assert found.perplexity_candidate == found.perplexity_reference
+    assert found.decode_difference == found.decode_difference_reference
+    assert found.greedy is not None
+    assert found.greedy.lengths == (found.greedy.steps,) * 4
     assert [each.name for each in found.outputs] == ["logits", "present.0.key"]
     assert all(each.max_abs == each.max_rel == 0.0 and each.where == () for each in found.outputs)
     assert found.random
@@ -51,21 +61,25 @@ def test_figures_equal_an_independent_computation(tmp_path: Path) -> None:
     found = compare(reference, candidate, tokens)
 
     nll = {"p": 0.0, "q": 0.0}
-    kl, same, gaps = 0.0, 0, []
+    kls, same, shared, gaps = [], 0, 0, []
     for window in tokens.windows:
         for at, token in enumerate(window):
             a = table[token].astype(np.float64) @ head.astype(np.float64)
             b = table[token].astype(np.float64) @ other.astype(np.float64)
             p, q = np.exp(a) / np.exp(a).sum(), np.exp(b) / np.exp(b).sum()
-            kl += float(np.sum(p * np.log(p / q)))
+            kls.append(float(np.sum(p * np.log(p / q))))
+            shared += len({*np.argsort(a)[-5:]} & {*np.argsort(b)[-5:]})
             same += int(a.argmax() == b.argmax())
             gaps.append(np.abs(a - b).max())
             if at + 1 < len(window):
                 nll["p"] -= float(np.log(p[window[at + 1]]))
                 nll["q"] -= float(np.log(q[window[at + 1]]))
     assert found.tokens == 33
-    assert found.kl_mean == pytest.approx(kl / 33, rel=1e-5)
-    assert found.top1_agreement == same / 33
+    assert found.kl_mean == pytest.approx(sum(kls) / 33, rel=1e-5)
+    ordered = sorted(kls)  # of 33, the 99th percentile lies 0.68 of the way from the 32nd to the 33rd
+    assert found.kl_p99 == pytest.approx(ordered[31] + 0.68 * (ordered[32] - ordered[31]), rel=1e-5)
+    assert found.kl_max == pytest.approx(max(kls), rel=1e-5)
+    assert (found.top1_agreement, found.top5_agreement) == (same / 33, shared / 165)
     assert found.perplexity_reference == pytest.approx(np.exp(nll["p"] / 30), rel=1e-5)
     assert found.perplexity_candidate == pytest.approx(np.exp(nll["q"] / 30), rel=1e-5)
     (logits,) = found.outputs
@@ -170,3 +184,82 @@ def test_decoding_equals_prefill(tmp_path: Path) -> None:
     last, after = model.decode(ids[:, 4:], cache)
     assert (cache.length, after.length) == (4, 5)
     np.testing.assert_allclose(last["logits"][:, 0], model.prefill(ids)["logits"][:, 4], rtol=1e-5, atol=1e-5)
+
+
+def test_the_worst_tokens_come_with_their_text(tmp_path: Path) -> None:
+    table, head = models.weights()
+    reference = models.bigram(tmp_path / "a.onnx", table, head)
+    table[7] *= -1.0  # the model sees the token 7 as another
+    candidate = models.bigram(tmp_path / "b.onnx", table, head)
+    windows = np.array([[1, 2, 3], [4, 7, 5], [6, 8, 9]], np.int64)
+    found = compare(reference, candidate, Tokens(windows, "here", spell=lambda ids: "".join(f"<{i}>" for i in ids)))
+    (worst,) = found.worst
+    assert (worst.window, worst.position, worst.kl) == (1, 1, found.kl_max)
+    assert (worst.context, worst.following) == ("<4><7>", "<5>")
+    logits = -table[7] @ head
+    assert (worst.reference, worst.candidate) == (f"<{logits.argmax()}>", f"<{logits.argmin()}>")
+    assert compare(reference, candidate, Tokens(windows, "here")).worst[0].context == "[4, 7]"
+
+
+def test_greedy_texts_part_where_decoding_does(tmp_path: Path) -> None:
+    table, head = models.weights()
+    reference = models.with_past(tmp_path / "a.onnx", table, head)
+    tokens = random_tokens(models.V, windows=3, length=8)
+    model = LanguageModel(reference)
+    written = []
+    for window in tokens.windows:
+        ids = list(window[:4])
+        for _ in range(32):  # without a cache: the whole text anew for each token
+            logits = model.prefill(np.array([ids], np.int64))["logits"][0, -1]
+            ids.append(int(logits.argmax()))
+        written.append(ids[4:])
+    wrong = head.copy()
+    target = written[0][2]
+    wrong[:, target] = -head[:, target]
+    candidate = models.with_past(tmp_path / "b.onnx", table, wrong)
+    found = compare(reference, candidate, tokens).greedy
+    assert found is not None
+    expected = []
+    other = LanguageModel(candidate)
+    for window, text in zip(tokens.windows, written, strict=True):
+        ids, count = list(window[:4]), 0
+        for token in text:
+            if int(other.prefill(np.array([ids], np.int64))["logits"][0, -1].argmax()) != token:
+                break
+            ids.append(token)
+            count += 1
+        expected.append(count)
+    assert found.lengths == tuple(expected)
+    assert min(expected) < 32
+    assert compare(reference, reference, tokens).greedy.lengths == (32, 32, 32)  # type: ignore[union-attr]
+
+
+def test_several_candidates_share_the_reference_and_the_progress(tmp_path: Path) -> None:
+    table, head = models.weights()
+    files = []
+    for number, scale in enumerate((1.0, 1.1, 1.3)):
+        files.append(models.bigram(tmp_path / f"{number}.onnx", table, (head * scale).astype(np.float32)))
+    phases: list[list[int]] = []
+
+    class Watch:
+        def start(self, what: str, total: int, unit: str = "bytes") -> None:
+            assert unit == "tokens"
+            phases.append([total])
+
+        def advance(self, count: int) -> None:
+            phases[-1].append(count)
+
+        def finish(self) -> None:
+            pass
+
+    found = list(compare_each(files[0], files, progress=Watch()))
+    assert [each.candidate for each in found] == [str(file) for file in files]
+    assert found[0].kl_mean == 0.0
+    assert 0.0 < found[1].kl_mean < found[2].kl_mean  # type: ignore[operator]
+    assert [sum(done) for _, *done in phases] == [total for total, *_ in phases] == [256] * 3
+
+
+@given(hypothesis_numpy.arrays(np.float32, st.integers(1, 3000), elements=st.sampled_from([0.0, 1.0, 2.0, -np.inf])))
+def test_the_most_likely_of_equal_logits_is_the_lower_id(row: npt.NDArray[np.float32]) -> None:
+    expected = sorted(range(len(row)), key=lambda i: (-row[i], i))[:5]
+    assert most_likely(row).tolist() == expected

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,33 @@ def test_npy_is_cut_or_taken_as_it_stands(tmp_path: Path) -> None:
     assert from_npy(flat).windows.shape == (1, 10)
     assert from_npy(rows).windows.shape == (2, 5)
     assert from_npy(rows).windows.dtype == np.int64
+
+
+def test_the_bundled_passage_is_a_text(tmp_path: Path) -> None:
+    tokens = from_text(None, _tokenizer(tmp_path / "t.json"), window=100)
+    assert tokens.windows.shape[0] > 20
+    assert "the bundled passage" in tokens.source
+    assert tokens.spell is not None
+    assert tokens.spell([2, 3]) == "a b"
+
+
+def test_the_bundled_passage_is_none_that_calibrate_reads() -> None:
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
+
+    passage = resources.files("onnx_tailor.verify").joinpath("passage.txt").read_text(encoding="utf-8")
+    calibration = resources.files("onnx_tailor.calibration").joinpath("text/english.txt").read_text(encoding="utf-8")
+    assert len(runs(passage)) > 1000
+    assert not runs(passage) & runs(calibration)
+
+
+def test_array_of_ids_is_spelled_where_a_tokenizer_is_given(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([2, 3]))
+    assert from_npy(tmp_path / "a.npy").spell is None
+    tokens = from_npy(tmp_path / "a.npy", tokenizer_path=_tokenizer(tmp_path / "t.json"))
+    assert tokens.spell is not None
+    assert tokens.spell([3]) == "b"
 
 
 def test_random_tokens_repeat() -> None:
