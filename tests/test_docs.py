@@ -1,0 +1,44 @@
+"""The pages say what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onnx_tailor.console.options import options
+from onnx_tailor.passes import PASSES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/*.md")]
+)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_every_pass_and_option_is_described(name: str) -> None:
+    pages = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", pages, flags=re.MULTILINE)
+    (section,) = [text for text in sections if text.splitlines()[0] == name]
+    missing = [option.name for option in options(PASSES[name]) if f"| `{option.name}` |" not in section]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    broken = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not broken
+
+
+def test_every_dependency_has_its_reason() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    declared = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for extra in project["project"].get("optional-dependencies", {}).values():
+        declared += extra
+    names = [re.match(r"[A-Za-z0-9_.-]+", each) for each in declared]
+    assert not [name[0] for name in names if name and name[0] not in listed]
