@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnx_tailor.calibration import calibrate as calibrating
     from onnx_tailor.calibration import tokens as calibration_tokens
     from onnx_tailor.console import comparison, inspection, listing, measuring, progress, results
+    from onnx_tailor.console import schema as schemas
 else:
     calibrating = lazy("onnx_tailor.calibration.calibrate")
     calibration_tokens = lazy("onnx_tailor.calibration.tokens")
@@ -34,6 +35,7 @@ else:
     reading = lazy("onnx_tailor.recipe")
     registry = lazy("onnx_tailor.passes")
     results = lazy("onnx_tailor.console.results")
+    schemas = lazy("onnx_tailor.console.schema")
 
 __all__ = ["app", "main"]
 
@@ -247,6 +249,12 @@ def recipes_(
         typer.echo(recipes.path(name).read_text(encoding="utf-8"), nl=False)
     else:
         listing.show_recipes()
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for an editor: onnx-tailor schema > recipe.schema.json."""
+    _print_json(schemas.schema())
 
 
 def main() -> None:
