@@ -46,6 +46,8 @@ class TargetName(StrEnum):
     cpu = "cpu"
     cuda = "cuda"
     webgpu = "webgpu"
+    wasm = "wasm"
+    dml = "dml"
     portable = "portable"
 
 

@@ -43,7 +43,10 @@ def _show_file(console: Console, file: Mapping[str, Any]) -> None:
     )
     for table in file["tables"]:
         dtype, shape = table["dtype"], _shape(table["shape"])
-        _line(console, f"  table {table['weight']}: {shape} {dtype.lower()}, {size(table['bytes'])}")
+        form = f"{table['bits']} bits, layout {table['layout']}" if "layout" in table else dtype.lower()
+        _line(console, f"  table {table['weight']}: {shape} {form}, {size(table['bytes'])}")
+        if "unclear" in table:
+            _line(console, f"    not understood: {table['unclear']}")
     for head in file["heads"]:
         facts = ", ".join(f"{key} {value}" for key, value in head.items() if value is not None)
         _line(console, f"  head {facts}")

@@ -6,6 +6,7 @@ takes uint8 data of any rank with gather_axis 0 and quantize_axis the last axis.
 `alias`       data [V, blocks*block_size*bits/8]: a second initializer on B's byte range
 `shared`      B itself; the Gather yields [..., blocks, block_size], which a Reshape of that activation joins
 `correction`  `shared` without zero points, plus a gathered (2^(bits-1) - zero point) * scale
+`plain`       no GatherBlockQuantized: standard operators on B, scales and zero points themselves
 `reshape`     B behind a Reshape, as the GenAI builder writes it; ONNX Runtime folds it into a second copy in memory
 """
 
@@ -16,11 +17,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
-from onnx_tailor.graph.projections import leading_shape
+from onnx_tailor.graph.plain_table import gather_plain
+from onnx_tailor.graph.shapes import joined_shape
 from onnx_tailor.targets import TableForm
 from onnx_tailor.weights.corrections import CorrectionJob
 from onnx_tailor.weights.quantize_job import QuantizeJob
 from onnx_tailor.weights.tensors import Blob, WeightTensor
+
+_DEEP = frozenset({"shared", "correction", "plain"})
+"""The layouts whose rows come in blocks, to be joined."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,13 @@ class BlockTable:
     @property
     def form(self) -> TableForm:
         """What a target's rules ask about."""
-        return TableForm(
-            self.bits, self.zero_points is not None, self.blocks % 2 == 0, self.columns % self.block_size == 0
-        )
+        return TableForm(self.bits, self.zero_points is not None, self.blocks * self.bits % 8 == 0)
 
 
 def tensor_of(value: ir.Value) -> WeightTensor:
     """Return the weight behind an initializer."""
-    tensor = value.const_value
-    assert isinstance(tensor, WeightTensor), value.name
+    tensor = WeightTensor.of_value(value)
+    assert tensor is not None, value.name
     return tensor
 
 
@@ -69,34 +72,14 @@ def gather(
     model: TailorModel, anchor: ir.Node, table: BlockTable, ids: ir.Value, layout: str, dtype: ir.DataType, name: str
 ) -> ir.Value:
     """Insert before `anchor` the nodes that gather the rows `ids` in `layout`; return [..., K] of type `dtype`."""
-    whole = layout in {"shared", "correction"}
-    data, scales, points = _operands(model, anchor, table, layout)
-    inputs: list[ir.Value | None] = [data, ids, scales]
-    if points is not None:
-        inputs.append(points)
     kind = tensor_of(table.scales).dtype
-    result = model.insert_before(
-        anchor,
-        "GatherBlockQuantized",
-        inputs,
-        domain=MICROSOFT,
-        attributes={
-            "bits": table.bits,
-            "block_size": table.block_size,
-            "gather_axis": 0,
-            "quantize_axis": 2 if whole else 1,
-        },
-        name=name,
-        dtype=kind,
-    )
-    if layout == "correction":
-        rows = model.insert_before(
-            anchor, "Gather", [_corrections(model, table), ids], attributes={"axis": 0}, name=f"{name}/correction"
-        )
-        result = model.insert_before(anchor, "Add", [result, rows], name=f"{name}/corrected", dtype=kind)
+    if layout == "plain":
+        result = gather_plain(model, anchor, (table.codes, table.scales, table.zero_points), ids, table.bits, name)
+    else:
+        result = _gather_blocks(model, anchor, table, ids, layout, name)
     padded = table.blocks * table.block_size
-    if whole:
-        shape = _joined_shape(model, anchor, ids, padded, name)
+    if layout in _DEEP:
+        shape = joined_shape(model, anchor, ids, padded, name)
         result = model.insert_before(anchor, "Reshape", [result, shape], name=f"{name}/join", dtype=kind)
     if padded != table.columns:
         bounds = [model.int64s([n], f"{name}/{what}") for what, n in (("from", 0), ("to", table.columns), ("axis", -1))]
@@ -106,6 +89,33 @@ def gather(
             anchor, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/cast", dtype=dtype
         )
     return result
+
+
+def _gather_blocks(
+    model: TailorModel, anchor: ir.Node, table: BlockTable, ids: ir.Value, layout: str, name: str
+) -> ir.Value:
+    """Insert the GatherBlockQuantized, and the Add of a correction."""
+    data, scales, points = _operands(model, anchor, table, layout)
+    inputs: list[ir.Value | None] = [data, ids, scales]
+    if points is not None:
+        inputs.append(points)
+    kind = tensor_of(table.scales).dtype
+    attributes = {"bits": table.bits, "block_size": table.block_size, "gather_axis": 0}
+    result = model.insert_before(
+        anchor,
+        "GatherBlockQuantized",
+        inputs,
+        domain=MICROSOFT,
+        attributes={**attributes, "quantize_axis": 2 if layout in _DEEP else 1},
+        name=name,
+        dtype=kind,
+    )
+    if layout != "correction":
+        return result
+    rows = model.insert_before(
+        anchor, "Gather", [_corrections(model, table), ids], attributes={"axis": 0}, name=f"{name}/correction"
+    )
+    return model.insert_before(anchor, "Add", [result, rows], name=f"{name}/corrected", dtype=kind)
 
 
 def _operands(
@@ -146,18 +156,4 @@ def _corrections(model: TailorModel, table: BlockTable) -> ir.Value:
         blob = Blob(CorrectionJob(scales.view, points, table.bits), "corrections")
     return model.initializer(
         WeightTensor(blob, scales.dtype, (table.rows, table.blocks, 1)), f"{table.name}_corrections"
-    )
-
-
-def _joined_shape(model: TailorModel, anchor: ir.Node, ids: ir.Value, columns: int, name: str) -> ir.Value:
-    """Return the shape [dimensions of ids..., columns]."""
-    if ids.shape is not None:
-        return model.int64s([*[0] * len(ids.shape), columns], f"{name}/joined_shape")
-    # One dimension more than ids, so that `leading_shape` returns all of ids' own.
-    axis = model.int64s([-1], f"{name}/last_axis")
-    deeper = model.insert_before(anchor, "Unsqueeze", [ids, axis], name=f"{name}/deeper", dtype=ids.dtype)
-    leading = leading_shape(model, anchor, deeper, name)
-    tail = model.int64s([columns], f"{name}/columns")
-    return model.insert_before(
-        anchor, "Concat", [leading, tail], attributes={"axis": 0}, name=f"{name}/joined", dtype=ir.DataType.INT64
     )

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from onnx_tailor.graph.candidates import Candidate, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import NoHead, find_heads
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.model import TailorModel, attribute
+from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.roles import place
 from onnx_tailor.graph.size import measure
-from onnx_tailor.graph.tables import find_tables, quantized_tables
+from onnx_tailor.graph.tables import find_tables
 from onnx_tailor.report import Size
 from onnx_tailor.weights.compare import compare
 
@@ -46,7 +49,7 @@ class Inspection:
 def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     """Describe a model. Only the proof of the tie reads weights."""
     tables = [{"node": t.node.name, **_weight(t.matrix), "bits": _bits(t.matrix)} for t in find_tables(model)] + [
-        _quantized_table(node) for node in quantized_tables(model)
+        _quantized_table(found) for found in find_block_tables(model)
     ]
     heads = [
         {"output": head.output.name, "reason": head.reason}
@@ -62,10 +65,10 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
 
 
 def _tied(model: TailorModel) -> dict[str, str]:
-    for node in quantized_tables(model):
-        for other in model.nodes():
-            if other.op_type == "MatMulNBits" and _same_bytes(node, other):
-                return {"state": "tied", "proof": "the quantized table and the head read the same bytes"}
+    codes = [node.inputs[1] for node in model.nodes() if node.op_type == "MatMulNBits"]
+    for found in find_block_tables(model):
+        if isinstance(found, FoundTable) and any(_same_bytes(found.table.codes, other) for other in codes):
+            return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
     tables = find_tables(model)
     heads = [head for head in find_heads(model) if not isinstance(head, NoHead)]
     for head in heads:
@@ -84,14 +87,9 @@ def _tied(model: TailorModel) -> dict[str, str]:
     return {"state": "none", "proof": "no token table and head of one shape were found"}
 
 
-def _same_bytes(gather: Any, matmul: Any) -> bool:
-    values = []
-    for node, index in ((gather, 0), (matmul, 1)):
-        value = node.inputs[index]
-        producer = value.producer()
-        values.append(producer.inputs[0] if producer is not None and producer.op_type == "Reshape" else value)
-    blobs = [getattr(value.const_value, "blob", None) for value in values]
-    return blobs[0] is not None and blobs[0] == blobs[1]
+def _same_bytes(first: ir.Value, second: ir.Value | None) -> bool:
+    blobs = [getattr(value.const_value, "blob", None) for value in (first, second) if value is not None]
+    return blobs[0] is not None and blobs == blobs[:1] * 2
 
 
 def _weight(matrix: Matrix) -> dict[str, Any]:
@@ -139,14 +137,27 @@ def _quantized_projection(node: Any) -> dict[str, Any]:
     }
 
 
-def _quantized_table(node: Any) -> dict[str, Any]:
-    assert node.domain == MICROSOFT
-    tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+def _quantized_table(found: FoundTable | Unread) -> dict[str, Any]:
+    if isinstance(found, Unread):
+        data = found.node.inputs[0]
+        tensors = [value.const_value for value in found.node.inputs if value is not None]
+        return {
+            "node": found.node.name,
+            "weight": data.name if data is not None else "(missing)",
+            "shape": list(data.shape.numpy()) if data is not None and data.shape is not None else [],
+            "dtype": str(data.dtype) if data is not None else "",
+            "bytes": sum(tensor.nbytes for tensor in tensors if tensor is not None),
+            "bits": attribute(found.node, "bits", 4),
+            "unclear": found.reason,
+        }
+    table = found.table
+    operands = [value.const_value for value in (table.codes, table.scales, table.zero_points) if value is not None]
     return {
-        "node": node.name,
-        "weight": node.inputs[0].name,
-        "shape": list(node.inputs[0].shape.numpy()) if node.inputs[0].shape is not None else [],
+        "node": found.node.name,
+        "weight": table.codes.name,
+        "shape": [table.rows, table.columns],
         "dtype": "UINT8",
-        "bytes": sum(tensor.nbytes for tensor in tensors),
-        "bits": attribute(node, "bits", 4),
+        "bytes": sum(tensor.nbytes for tensor in operands if tensor is not None),
+        "bits": table.bits,
+        "layout": found.layout,
     }

@@ -65,10 +65,18 @@ class TailorModel:
 
     def int64s(self, values: Sequence[int], name: str) -> ir.Value:
         """Register a small constant of the main graph, for shapes and axes."""
+        return self.constant(ir.tensor(list(values), ir.DataType.INT64), name)
+
+    def constant(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """Register a small tensor in the main graph under `name`, or its equal that has the name already."""
+        existing = self.graph.initializers.get(name)
+        found = existing.const_value if existing is not None else None
+        if existing is not None and found is not None and _equal(found, tensor):
+            return existing
         name = self.fresh(name)
-        value = ir.Value(name=name, const_value=ir.tensor(list(values), ir.DataType.INT64, name=name))
-        value.shape = ir.Shape([len(values)])
-        value.type = ir.TensorType(ir.DataType.INT64)
+        tensor.name = name
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value.shape = ir.Shape(tensor.shape.numpy())
         self.graph.register_initializer(value)
         return value
 
@@ -131,6 +139,11 @@ class TailorModel:
     def sweep(self) -> None:
         """Remove the nodes and initializers that nothing reads any more."""
         ir_passes.RemoveUnusedNodesPass()(self.ir_model)
+
+
+def _equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:
+    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return alike and first.tobytes() == second.tobytes()
 
 
 def _all_names(model: TailorModel) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Read what a GatherBlockQuantized in somebody's file means, whatever layout it is written in."""
+"""Find the quantized tables in somebody's file and read what they mean, whatever layout they are written in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import BlockTable
-from onnx_tailor.graph.model import TailorModel, attribute, is_op
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
+from onnx_tailor.graph.plain_table import PlainRows, read_plain
 from onnx_tailor.weights.tensors import WeightTensor
 
 _ATTRIBUTES = ("bits", "block_size", "gather_axis", "quantize_axis")
@@ -15,20 +16,53 @@ _ATTRIBUTES = ("bits", "block_size", "gather_axis", "quantize_axis")
 
 @dataclass(frozen=True)
 class FoundTable:
-    """A GatherBlockQuantized, its table, and the nodes behind it that belong to its layout."""
+    """The nodes that gather the rows of one quantized table, in a layout."""
 
     node: ir.Node
+    """The GatherBlockQuantized; in the layout `plain`, the multiplication by the scales."""
     table: BlockTable
+    ids: ir.Value
     layout: str
-    """`alias`, `shared`, `correction` or `reshape`."""
+    """`alias`, `shared`, `correction`, `plain` or `reshape`."""
     explicit: bool
     """All four attributes are written."""
     output: ir.Value
     """[..., K]: where the gathered rows are whole."""
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A GatherBlockQuantized whose meaning is not certain."""
+
+    node: ir.Node
+    reason: str
+
+
+def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
+    """Return every quantized table of which rows are gathered."""
+    found: list[FoundTable | Unread] = []
+    for node in list(model.nodes()):
+        plain = read_plain(node)
+        if plain is not None:
+            found.append(_plain(node, plain))
+        elif node.domain == MICROSOFT and node.op_type == "GatherBlockQuantized":
+            table = read_block_table(model, node)
+            found.append(Unread(node, table) if isinstance(table, str) else table)
+    return found
+
+
+def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
+    codes = WeightTensor.of_value(plain.codes)
+    assert codes is not None
+    blocks, block = codes.dims[1], codes.dims[2] * 8 // plain.bits
+    output, columns, _ = _tail(node, plain.output, deep=True, padded=blocks * block)
+    name = plain.codes.name or "table"
+    table = BlockTable(name, plain.codes, plain.scales, plain.zero_points, columns, plain.bits, block)
+    return FoundTable(node, table, plain.ids, "plain", explicit=True, output=output)
+
+
 def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
-    """Return the table that `node` reads, or the reason why its meaning is not certain."""
+    """Return the table that the GatherBlockQuantized `node` reads, or the reason why its meaning is not certain."""
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
     data, scales = node.inputs[0], node.inputs[2]
     points = node.inputs[3] if len(node.inputs) > 3 else None
@@ -40,7 +74,7 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
         return reason
     assert data is not None
     assert scales is not None
-    codes, scale = _weight(data), _weight(scales)
+    codes, scale = WeightTensor.of_value(data), WeightTensor.of_value(scales)
     blob = block * bits // 8
     if codes is None or scale is None or blob == 0 or codes.nbytes % blob:
         return f"its data {data.name} holds no whole blocks of {block} weights in {bits} bits"
@@ -49,7 +83,7 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
     if scale.size != rows * blocks:
         return f"its scales {list(scale.dims)} do not fit {rows} rows of {blocks} blocks"
     deep = len(codes.dims) == 3 and not reshaped
-    output, columns, corrected = _tail(node, deep, blocks * block)
+    output, columns, corrected = _tail(node, node.outputs[0], deep=deep, padded=blocks * block)
     name = (data.name or "table").removesuffix("_2d")
     table = BlockTable(
         name,
@@ -60,15 +94,13 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
         bits,
         block,
     )
-    if corrected is not None:
-        return (
-            FoundTable(node, table, "correction", explicit=True, output=output)
-            if corrected
-            else "its correction is unknown"
-        )
-    layout = "shared" if deep else "reshape" if reshaped else "alias"
+    ids = node.inputs[1]
+    assert ids is not None
+    if corrected is False:
+        return "its correction is unknown"
+    layout = "correction" if corrected else "shared" if deep else "reshape" if reshaped else "alias"
     explicit = all(attribute_ in node.attributes for attribute_ in _ATTRIBUTES)
-    return FoundTable(node, table, layout, explicit=explicit, output=output)
+    return FoundTable(node, table, ids, layout, explicit=explicit, output=output)
 
 
 def _objection(
@@ -77,31 +109,26 @@ def _objection(
     if attribute(node, "gather_axis", 0) != 0:
         return "it gathers along another axis than the first"
     for what, value in (("data", data), ("scales", scales)):
-        if value is None or _weight(value) is None:
+        if value is None or WeightTensor.of_value(value) is None:
             return f"its {what} are no stored weight"
     if data is None or data.dtype != ir.DataType.UINT8:
         return f"its data are {data.dtype if data is not None else None}, not uint8 bytes"
     if bits not in {2, 4, 8}:
         return f"it has {bits} bits"
-    if points is not None and (_weight(points) is None or points.dtype != ir.DataType.UINT8):
+    if points is not None and (WeightTensor.of_value(points) is None or points.dtype != ir.DataType.UINT8):
         return "its zero points are no stored uint8 weight"
     return None
 
 
-def _weight(value: ir.Value) -> WeightTensor | None:
-    tensor = value.const_value
-    return tensor if isinstance(tensor, WeightTensor) and not value.is_graph_input() else None
-
-
 def _shaped(model: TailorModel, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     """Return `value` itself if it has the shape, else an initializer of the model with it, on the same bytes."""
-    tensor = _weight(value)
+    tensor = WeightTensor.of_value(value)
     assert tensor is not None
     if tensor.dims == shape:
         return value
-    for other in model.graph.initializers.values():
-        found = other.const_value
-        if isinstance(found, WeightTensor) and found.blob == tensor.blob and found.dims == shape:
+    for other in list(model.graph.initializers.values()):
+        found = WeightTensor.of_value(other) if other.dtype == tensor.dtype else None
+        if found is not None and found.blob == tensor.blob and found.dims == shape:
             return other
     return model.initializer(tensor.reshaped(shape, ""), value.name or "table")
 
@@ -118,9 +145,9 @@ def _points(model: TailorModel, node: ir.Node, points: ir.Value | None, rows: in
     return None
 
 
-def _tail(node: ir.Node, deep: bool, padded: int) -> tuple[ir.Value, int, bool | None]:
-    """Follow the nodes of the layout behind the Gather. Return the last value, K, and whether a correction is known."""
-    value, corrected = node.outputs[0], None
+def _tail(node: ir.Node, value: ir.Value, *, deep: bool, padded: int) -> tuple[ir.Value, int, bool | None]:
+    """Follow the nodes of the layout behind `value`. Return the last value, K, and whether a correction is known."""
+    corrected = None
     if deep:
         added = _correction(node)
         if added is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import Matrix, constant_matrix
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
+from onnx_tailor.graph.model import TailorModel, attribute, is_op
 
 _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _CARRY_IDS = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Clip")
@@ -42,11 +42,6 @@ def find_tables(model: TailorModel) -> list[Table]:
         if ids is not None and isinstance(matrix, Matrix):
             tables.append(Table(node, matrix, ids))
     return tables
-
-
-def quantized_tables(model: TailorModel) -> list[ir.Node]:
-    """Return every GatherBlockQuantized node."""
-    return [n for n in model.nodes() if n.domain == MICROSOFT and n.op_type == "GatherBlockQuantized"]
 
 
 def token_ids(value: ir.Value | None) -> ir.Value | None:

@@ -10,13 +10,12 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import gather
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.read_block_table import FoundTable, read_block_table
-from onnx_tailor.graph.tables import quantized_tables
+from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 
-Layout = Literal["auto", "shared", "alias", "reshape", "correction"]
+Layout = Literal["auto", "shared", "alias", "correction", "plain", "reshape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +34,14 @@ class ReshapeDim(Pass):
 
     def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
         """Rewrite each table whose layout or attributes are not as they should be."""
-        nodes = quantized_tables(model)
-        for node in nodes:
-            found = read_block_table(model, node)
-            if isinstance(found, str):
-                yield Skip(where=node.name or "", reason=found)
-                continue
-            yield self._one(model, target, found)
-        if not nodes:
-            yield Skip(where=model.path.name, reason="the model has no GatherBlockQuantized")
+        tables = find_block_tables(model)
+        for found in tables:
+            if isinstance(found, Unread):
+                yield Skip(where=found.node.name or "", reason=found.reason)
+            else:
+                yield self._one(model, target, found)
+        if not tables:
+            yield Skip(where=model.path.name, reason="the model gathers rows of no quantized table")
         model.sweep()
 
     def _one(self, model: TailorModel, target: Target, found: FoundTable) -> Change | Skip:
@@ -66,8 +64,7 @@ class ReshapeDim(Pass):
 
 def rewrite(model: TailorModel, found: FoundTable, layout: str) -> None:
     """Write the table's Gather anew in `layout`."""
-    ids, dtype = found.node.inputs[1], found.output.dtype
-    assert ids is not None
-    dtype = dtype or found.table.scales.dtype or ir.DataType.FLOAT
-    rows = gather(model, found.node, found.table, ids, layout, dtype, model.retire(found.node) or "gather")
+    dtype = found.output.dtype or found.table.scales.dtype or ir.DataType.FLOAT
+    name = model.retire(found.node) or "gather"
+    rows = gather(model, found.node, found.table, found.ids, layout, dtype, name)
     model.replace(found.output, rows)

@@ -1,4 +1,7 @@
-"""What each execution provider can run, as data: one TOML file a target, every rule with its source."""
+"""What each execution provider can run, as data: one TOML file a target, every rule with its source.
+
+The passes choose layouts by these files and `lint` judges by them, so what `run` writes for a target lints clean there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+Version = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class TableForm:
@@ -15,46 +20,131 @@ class TableForm:
 
     bits: int
     zero_points: bool
-    even_blocks: bool
-    """The number of blocks in a row is even."""
-    whole_blocks: bool
-    """K is a multiple of the block size."""
+    whole_points: bool
+    """The zero points of a row fill whole bytes, so that they can be counted through from the first row."""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A case in which a layout is refused or computed wrongly."""
+
+    layouts: tuple[str, ...]
+    why: str
+    source: str
+    """Where that is known from: a measurement with its version, or the kernel's own source."""
+    bits: tuple[int, ...] = (2, 4, 8)
+    zero_points: bool | None = None
+    whole_points: bool | None = None
+    """Conditions on the table; None where the case holds either way."""
+    until: Version | None = None
+    """The first release that is right. Older ones are in use and give no error, so the case counts all the same."""
+
+    def holds(self, layout: str, form: TableForm) -> bool:
+        """Whether a table of this form in this layout is such a case."""
+        wanted = ((self.zero_points, form.zero_points), (self.whole_points, form.whole_points))
+        return (
+            layout in self.layouts
+            and form.bits in self.bits
+            and all(condition is None or condition == found for condition, found in wanted)
+        )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What an operator's kernel takes."""
+
+    operator: str
+    dtypes: tuple[str, ...]
+    """Types of the scales and of the result; empty where there is no kernel at all."""
+    since: Mapping[int, Version]
+    """By bits, the first release of ONNX Runtime that takes them; bits that are no key are refused."""
+    source: str
+    bias: bool = True
+    """MatMulNBits' sixth input is taken."""
+    float_points: bool = True
+    """Zero points in the activation's type are taken, not only packed ones."""
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The bits that some release takes."""
+        return tuple(sorted(self.since))
 
 
 @dataclass(frozen=True)
 class Target:
-    """One execution provider."""
+    """One execution provider, or several at once."""
 
     name: str
     summary: str
     layouts: tuple[str, ...]
     """Layouts of a quantized table, best first."""
-    wrong: tuple[Mapping[str, Any], ...]
-    """Cases in which a layout is refused or computed wrongly there."""
+    wrong: tuple[Wrong, ...]
+    kernels: tuple[Kernel, ...]
+    """Of all operators that the target is known to treat in its own way; for `portable`, those of every target."""
+    providers: tuple[str, ...]
+    """Names of the execution providers that ONNX Runtime's sessions take, best first."""
+    binding_bytes: int | None = None
+    """The largest tensor that a device with no more than the guaranteed limits binds."""
+    binding_source: str = ""
+    one_copy: bool = False
+    """Each initializer goes to the device on its own, so two on one byte range become two copies."""
 
     def objection(self, layout: str, form: TableForm) -> str | None:
         """Return why `layout` is not right for a table of this form, or None if it is right."""
-        for case in self.wrong:
-            conditions = {key: value for key, value in case.items() if key not in {"layouts", "bits", "why"}}
-            if layout not in case["layouts"] or form.bits not in case.get("bits", (2, 4, 8)):
-                continue
-            if all(getattr(form, key) == value for key, value in conditions.items()):
-                return str(case["why"])
-        return None
+        return next((case.why for case in self.wrong if case.holds(layout, form)), None)
 
     def layout(self, form: TableForm) -> str:
         """Return the best layout that is right for a table of this form."""
         return next(layout for layout in self.layouts if self.objection(layout, form) is None)
 
+    def kernels_of(self, operator: str) -> tuple[Kernel, ...]:
+        """Return what is known of this operator's kernels: one for a provider, several for `portable`."""
+        return tuple(kernel for kernel in self.kernels if kernel.operator == operator)
+
 
 def _load() -> dict[str, Target]:
-    targets = {}
-    for file in sorted(resources.files(__name__).iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".toml"):
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-            name = file.name.removesuffix(".toml")
-            targets[name] = Target(name, data["summary"], tuple(data["layouts"]), tuple(data["wrong"]))
-    return targets
+    files = sorted(resources.files(__name__).iterdir(), key=lambda f: f.name)
+    data = {
+        file.name.removesuffix(".toml"): tomllib.loads(file.read_text(encoding="utf-8"))
+        for file in files
+        if file.name.endswith(".toml")
+    }
+    everywhere = data.pop("everywhere")
+    return {name: _target(name, raw, data, everywhere) for name, raw in data.items()}
+
+
+def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Target:
+    """Build one target; `all_of` names others whose rules hold for it as well."""
+    parts = [raw, *(data[part] for part in raw.get("all_of", ()))]
+    limits = [part["binding"] for part in parts if "binding" in part]
+    least = min(limits, key=lambda limit: int(limit["bytes"]), default=None)
+    return Target(
+        name=name,
+        summary=raw["summary"],
+        layouts=tuple(raw["layouts"]),
+        wrong=tuple(_wrong(case) for part in (everywhere, *parts) for case in part.get("wrong", ())),
+        kernels=tuple(_kernel(row) for part in parts for row in part.get("kernel", ())),
+        providers=tuple(raw["providers"]),
+        binding_bytes=None if least is None else least["bytes"],
+        binding_source="" if least is None else least["source"],
+        one_copy=any(part.get("one_copy", False) for part in parts),
+    )
+
+
+def _wrong(raw: Mapping[str, Any]) -> Wrong:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Wrong(**values | ({"until": version(raw["until"])} if "until" in raw else {}))
+
+
+def _kernel(raw: Mapping[str, Any]) -> Kernel:
+    since = {int(bits): version(text) for bits, text in raw.get("since", {}).items()}
+    rest = {key: value for key, value in raw.items() if key not in {"since", "dtypes"}}
+    return Kernel(dtypes=tuple(raw["dtypes"]), since=since, **rest)
+
+
+def version(text: str) -> Version:
+    """Return "1.24.1" as (1, 24, 1), which compares as versions do."""
+    return tuple(int(part) for part in text.split("."))
 
 
 TARGETS: Mapping[str, Target] = _load()

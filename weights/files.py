@@ -68,6 +68,22 @@ class DataFile:
         return handle
 
 
+@dataclass(frozen=True)
+class InlineBytes:
+    """The bytes of a weight so small that it lies inside the ONNX file; reads like a `DataFile`. Equal when equal."""
+
+    content: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content)
+
+    def read_into(self, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
+        """Fill the contiguous `buffer` with the bytes from `offset` on."""
+        buffer.data.cast("B")[:] = self.content[offset : offset + buffer.nbytes]
+
+
 def _stamp(file: FileIO) -> tuple[int, int, int]:
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns

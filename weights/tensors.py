@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_tailor.weights.files import InlineBytes
 from onnx_tailor.weights.jobs import CopyJob, Job
 from onnx_tailor.weights.view import View
 
@@ -58,6 +59,21 @@ class WeightTensor(ir.TensorProtocol):
         """Return the tensor of a view's elements."""
         source = view.bytes_view() if view.is_contiguous else view  # one key for one range of bytes
         return cls(Blob(CopyJob(source), "data"), view.dtype, view.shape, name)
+
+    @classmethod
+    def of_value(cls, value: ir.Value) -> WeightTensor | None:
+        """Return the weight behind an initializer, also one so small that it lies inside the ONNX file, or None.
+
+        A value that callers can feed is no weight, whatever it defaults to.
+        """
+        tensor = value.const_value
+        if value.is_graph_input() or not value.is_initializer() or tensor is None:
+            return None
+        if not isinstance(tensor, cls):
+            dims = tuple(tensor.shape.numpy())
+            view = View.contiguous(InlineBytes(tensor.tobytes()), 0, tensor.dtype, dims)
+            value.const_value = tensor = cls.of_view(view, value.name)
+        return tensor
 
     @property
     def view(self) -> View | None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_tailor.weights.files import DataFile
+from onnx_tailor.weights.files import DataFile, InlineBytes
 
 TILE_BYTES = 4 << 20
 """About how many bytes one task reads: large enough for the disk, small enough for the memory."""
@@ -20,7 +20,7 @@ _MIN_SEGMENT = 2048
 class View:
     """A tensor in a file, possibly transposed or sliced. Two views that read the same elements alike are equal."""
 
-    file: DataFile
+    file: DataFile | InlineBytes
     offset: int
     """Byte of the first element."""
     dtype: ir.DataType
@@ -29,7 +29,7 @@ class View:
     """Elements, not bytes, between neighbours along each dimension."""
 
     @classmethod
-    def contiguous(cls, file: DataFile, offset: int, dtype: ir.DataType, shape: tuple[int, ...]) -> View:
+    def contiguous(cls, file: DataFile | InlineBytes, offset: int, dtype: ir.DataType, shape: tuple[int, ...]) -> View:
         """Return the view of a tensor stored in row-major order."""
         return cls(file, offset, dtype, shape, _row_major(shape))
 

@@ -1,0 +1,148 @@
+"""Every layout of a quantized table, run in ONNX Runtime: its rows are MatMulNBits' and numpy's, bit for bit."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+from quantized_models import FLOATS, IDS, Case, build, feeds, run, weights
+
+from onnx_tailor.graph.load import load
+from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.save import save
+from onnx_tailor.passes.reshape_dim import rewrite
+from onnx_tailor.progress import Silent
+from onnx_tailor.quant import BlockFormat, Quantized, dequantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYOUTS = ("alias", "shared", "correction", "plain", "reshape")
+# Even blocks; odd blocks; odd blocks with a padded row; even blocks with a padded row.
+COLUMNS = (64, 96, 80, 112)
+
+
+def possible(case: Case, layout: str) -> bool:
+    """Whether the layout can be written at all: packed zero points have no 3-D form, none need no correction."""
+    if layout == "shared":
+        return case.symmetric or case.bits == 8
+    return layout != "correction" or not case.symmetric
+
+
+CASES = [
+    Case(bits, symmetric, dtype, k)
+    for bits, symmetric, dtype, k in product((2, 4, 8), (True, False), ("float32", "float16"), COLUMNS)
+]
+FORMS = [(case, layout) for case in CASES for layout in LAYOUTS if possible(case, layout)]
+
+
+def found(path: Path) -> FoundTable:
+    (only,) = find_block_tables(load(path))
+    assert isinstance(only, FoundTable), only
+    return only
+
+
+def convert(path: Path, folder: Path, *layouts: str) -> Path:
+    """Rewrite the model's table in each of the layouts in turn."""
+    for number, layout in enumerate(layouts):
+        model = load(path)
+        (table,) = find_block_tables(model)
+        assert isinstance(table, FoundTable), table
+        rewrite(model, table, layout)
+        model.sweep()
+        out = folder / f"{number}-{layout}"
+        out.mkdir()
+        save(model, out, Silent())
+        path = out / path.name
+    return path
+
+
+def check(case: Case, path: Path, layout: str, ids: np.ndarray = IDS) -> None:
+    table = weights(case).values
+    rows, head = run(path, feeds(case, ids))
+    stored = table.astype(FLOATS[case.dtype])
+    assert np.array_equal(head.T, stored)
+    if layout == "correction":
+        check_correction(case, rows, ids)
+    else:
+        assert np.array_equal(rows, stored[ids])
+
+
+def check_correction(case: Case, rows: np.ndarray, ids: np.ndarray) -> None:
+    """Three numbers are rounded where the operator rounds one: each is off by half a unit in the last place."""
+    w = weights(case)
+    unit = np.finfo(FLOATS[case.dtype]).eps / 2
+    largest = np.abs(w.scales.astype(np.float64)).repeat(case.block, axis=1)[:, : case.k] * (1 << case.bits - 1)
+    bound = unit * (2 * largest + np.abs(w.values))
+    error = np.abs(rows.astype(np.float64) - w.values[ids])
+    assert (error <= bound[ids]).all()
+    assert (error <= 3 * unit * largest[ids] + unit * np.abs(w.values[ids])).all()
+
+
+@pytest.mark.parametrize(("case", "layout"), FORMS, ids=str)
+def test_rows_are_those_of_matmulnbits(tmp_path: Path, case: Case, layout: str) -> None:
+    check(case, convert(build(tmp_path, case), tmp_path, layout), layout)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_numpy_and_quant_agree(case: Case) -> None:
+    w = weights(case)
+    fmt = BlockFormat(case.bits, case.block, case.symmetric, case.dtype)
+    assert np.array_equal(dequantize(Quantized(w.codes, w.scales, w.points), case.k, fmt), w.values)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (4, False), (4, True), (8, False)])
+@pytest.mark.parametrize("k", [64, 80])
+def test_a_layout_is_read_as_what_it_is(tmp_path: Path, layout: str, bits: int, symmetric: bool, k: int) -> None:
+    case = Case(bits, symmetric, k=k)
+    if not possible(case, layout):
+        pytest.skip("cannot be written")
+    before = found(build(tmp_path, case))
+    path = convert(tmp_path / "model.onnx", tmp_path, layout)
+    after = found(path)
+    assert (after.layout, after.explicit) == (layout, True)
+    for field in ("rows", "blocks", "columns", "bits", "block_size", "form"):
+        assert getattr(after.table, field) == getattr(before.table, field)
+
+
+@pytest.mark.parametrize(
+    "case", [Case(4, k=96, v=512), Case(2, k=80, v=512), Case(8, dtype="float16", k=80, v=512)], ids=str
+)
+def test_layouts_lead_into_each_other(tmp_path: Path, case: Case) -> None:
+    way = ("plain", "alias", "correction", "plain", "shared", "reshape", "correction", "alias")
+    way = [layout for layout in way if possible(case, layout)]
+    path = convert(build(tmp_path, case), tmp_path, *way)
+    check(case, path, "alias")
+    assert found(path).layout == "alias"
+    codes, scales = weights(case).codes.nbytes, weights(case).scales.nbytes
+    assert path.with_name("model.onnx.data").stat().st_size < 4 * 4096 + codes + 3 * scales
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(), ("n",), ("a", "b", "c"), None], ids=str)
+@pytest.mark.parametrize("dtype", [TensorProto.INT32, TensorProto.INT64])
+def test_ids_of_any_rank(tmp_path: Path, layout: str, shape: tuple[str, ...] | None, dtype: int) -> None:
+    case = Case(2, symmetric=layout == "shared", k=80, ids_shape=shape, ids_dtype=dtype)
+    ids = IDS if shape is None else np.arange(2 ** len(shape)).reshape((2,) * len(shape))
+    check(case, convert(build(tmp_path, case), tmp_path, layout), layout, ids)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_plain_runs_in_bfloat16(tmp_path: Path, bits: int, symmetric: bool) -> None:
+    # The CPU has no GatherBlockQuantized and no MatMulNBits in bfloat16, so the rows alone are run.
+    case = Case(bits, symmetric, "bfloat16", k=80, head=False)
+    path = convert(build(tmp_path, case), tmp_path, "plain")
+    import onnx
+
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Cast", ["rows"], ["wide"], to=TensorProto.FLOAT))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("wide", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    (rows,) = run(path, feeds(case))
+    assert np.array_equal(rows, weights(case).values.astype(FLOATS["bfloat16"]).astype(np.float32)[IDS])
+    assert found(path).layout == "plain"
