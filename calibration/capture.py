@@ -13,6 +13,7 @@ from onnx_tailor.calibration.statistics import InputSums
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.size import weight_tensors
 from onnx_tailor.progress import Progress
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tensors import WeightTensor
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def _watched(path: Path, names: Sequence[str]) -> bytes:
         if isinstance(tensor, WeightTensor):
             view = tensor.view
             assert view is not None, "load makes contiguous views of files"
+            assert isinstance(view.file, DataFile)
             location = view.file.path.relative_to(folder).as_posix()
             value.const_value = ir.ExternalTensor(
                 location, view.offset, view.nbytes, view.dtype, shape=ir.Shape(view.shape), name=value.name or ""

@@ -15,7 +15,7 @@ from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.graph.save import save
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.progress import Silent
-from onnx_tailor.quant import BlockFormat, Quantized, dequantize
+from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,7 @@ def test_rows_are_those_of_matmulnbits(tmp_path: Path, case: Case, layout: str) 
 def test_numpy_and_quant_agree(case: Case) -> None:
     w = weights(case)
     fmt = BlockFormat(case.bits, case.block, case.symmetric, case.dtype)
-    assert np.array_equal(dequantize(Quantized(w.codes, w.scales, w.points), case.k, fmt), w.values)
+    assert np.array_equal(dequantize(Quantized(w.codes, w.scales, w.points, ErrorSums()), case.k, fmt), w.values)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
