@@ -109,6 +109,15 @@ def run(
     target: Annotated[TargetName | None, typer.Option(help="What will run the model; wins over the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Measure the result as the command `verify` does, before it is kept.")
+    ] = False,
+    tokens: TokensOption = None,
+    text: TextOption = None,
+    tokenizer: TokenizerOption = None,
+    window: WindowOption = 256,
+    windows: WindowsOption = None,
+    limit: LimitOption = None,
     as_json: Json = False,
     settings: Annotated[
         list[str] | None,
@@ -119,7 +128,14 @@ def run(
     if output is None and not dry_run:
         raise UsageError("there is no folder to write to; give one with -o OUT, or --dry-run")
     chosen = reading.load(recipe, settings=settings or ())
+    options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
     watch = progress.progress()
+    check = None
+    if verify and not dry_run:
+        check = measuring.Check(options, model, measure.parse_limits(limit or ()), watch)
+    elif verify or limit or options.given:
+        what = "a dry run makes no model to verify" if verify else "the tokens and --limit belong to --verify"
+        raise UsageError(f"{what}; leave out the one or the other")
     try:
         report = pipeline.run(
             chosen,
@@ -129,9 +145,12 @@ def run(
             dry_run=dry_run,
             overwrite=overwrite,
             progress=watch,
+            check=check,
         )
     finally:
         watch.finish()
+        if check is not None and not as_json:
+            comparison.show_comparisons(check.found, [])
     if as_json:
         _print_json(report.to_json())
     else:

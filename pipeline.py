@@ -7,13 +7,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from onnx_tailor import __version__
 from onnx_tailor import recipe as recipes
 from onnx_tailor.errors import ModelError, OptionError, UsageError
+from onnx_tailor.graph import receipt
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
@@ -44,6 +48,9 @@ _COMPANIONS = (
 """Files beside the model that its users need, by name or pattern."""
 
 
+Check = Callable[[Sequence[tuple[Path, Path]]], Sequence[Mapping[str, Any]]]
+
+
 def run(
     recipe: Recipe,
     model: Path,
@@ -53,10 +60,12 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Report:
     """Run `recipe` on the ONNX file `model`, or on every one of a folder, and write the result into folder `out`.
 
-    `out` appears under its name only when it is whole.
+    `out` appears under its name only when it is whole, and when `check`, which is given the files of each model
+    before and after, does not raise; what it returns stands in the report.
 
     Raises:
         UsageError: `out` is in the way, or the recipe does not fit this model.
@@ -86,10 +95,12 @@ def run(
         passes=tuple(reports),
         files=tuple(name for m in models for name in (m.path.name, data_name(m))) if dry_run else (),
         seconds=round(time.monotonic() - started, 3),
+        recipe_text=recipe.text,
+        settings=recipe.settings,
     )
     if dry_run or out is None:
         return report
-    return _write(models, model, out, report, started, progress or Silent())
+    return _write(models, model, out, report, started, progress or Silent(), check)
 
 
 def inspect(model: Path) -> Inspection:
@@ -124,7 +135,7 @@ def model_files(model: Path) -> list[Path]:
 def _run_pass(step: Step, model: TailorModel, target: Target) -> PassReport:
     started = time.monotonic()
     try:
-        results = list(step.pass_.apply(model, target))
+        results = [_located(result, step) for result in step.pass_.apply(model, target)]
     except OptionError as error:
         raise recipes.explain(error, step) from error
     return PassReport(
@@ -134,6 +145,15 @@ def _run_pass(step: Step, model: TailorModel, target: Target) -> PassReport:
         skips=tuple(r for r in results if isinstance(r, Skip)),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _located(result: Change | Skip, step: Step) -> Change | Skip:
+    """Return the result with the place in the recipe of the option that decided, where it names one."""
+    key = result.details.get("rule")
+    if key is None:
+        return result
+    place = step.locate(tuple(key))
+    return replace(result, details={**result.details, "recipe_line": f"{Path(place.file).name}:{place.line}"})
 
 
 def _checked(out: Path | None, model: Path, *, overwrite: bool) -> Path:
@@ -150,24 +170,47 @@ def _checked(out: Path | None, model: Path, *, overwrite: bool) -> Path:
 
 
 def _write(
-    models: list[TailorModel], model: Path, out: Path, report: Report, started: float, progress: Progress
+    models: list[TailorModel],
+    model: Path,
+    out: Path,
+    report: Report,
+    started: float,
+    progress: Progress,
+    check: Check | None,
 ) -> Report:
     total = sum(job.read_bytes for m in models for job in storage_plan(m).by_job())
     with _whole(out) as folder:
         progress.start("writing", total)
-        files = [name for m in models for name in save(m, folder, progress)]
+        files = [name for m in models for name in save(m, folder, progress, partial(_stamp, m, report))]
         progress.finish()
         files += _copy_companions(model if model.is_dir() else model.parent, folder)
         size = sum((folder / name).stat().st_size for name in files if name.endswith(_suffixes(models)))
-        values = {field: getattr(report, field) for field in report.__dataclass_fields__}
-        values |= {
-            "after": Size(**{**report.after.__dict__, "file_bytes": size}),
-            "files": (*files, REPORT),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        final = Report(**values)
+        final = replace(
+            report,
+            after=replace(report.after, file_bytes=size),
+            passes=tuple(done for m in models for done in receipt.with_errors(m, _passes_of(m, report))),
+            files=(*files, REPORT),
+            verified=tuple(check([(m.path, folder / m.path.name) for m in models])) if check else (),
+            seconds=round(time.monotonic() - started, 3),
+        )
         (folder / REPORT).write_text(json.dumps(final.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return final
+
+
+def _stamp(model: TailorModel, report: Report) -> None:
+    """Put the receipt of this run into the model's own metadata."""
+    header = {
+        "version": report.version,
+        "recipe": report.recipe,
+        "target": report.target,
+        "weight_bytes": [report.before.weight_bytes, report.after.weight_bytes],
+        "bits_per_weight": report.after.bits_per_weight,
+    }
+    receipt.stamp(model, header, _passes_of(model, report))
+
+
+def _passes_of(model: TailorModel, report: Report) -> list[PassReport]:
+    return [done for done in report.passes if done.file == model.path.name]
 
 
 def _suffixes(models: list[TailorModel]) -> tuple[str, ...]:

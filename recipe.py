@@ -52,6 +52,10 @@ class Recipe:
     name: str
     target: str | None
     steps: tuple[Step, ...]
+    text: str = ""
+    """The file's text."""
+    settings: tuple[str, ...] = ()
+    """The settings that replaced options of it."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ def load(
         name=Path(reference).stem if reference not in recipes.names() else reference,
         target=target if isinstance(target, str) else None,
         steps=tuple(step for step in steps if step is not None),
+        text=text,
+        settings=tuple(settings),
     )
 
 

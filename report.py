@@ -73,6 +73,12 @@ class Report:
     files: tuple[str, ...]
     """Names of the files written, relative to `out`."""
     seconds: float
+    recipe_text: str = ""
+    """The recipe as it was read, without what `--set` changed."""
+    settings: tuple[str, ...] = ()
+    """What `--set` changed, each as PASS.KEY=VALUE."""
+    verified: tuple[Mapping[str, Any], ...] = ()
+    """For each ONNX file, what `run --verify` measured, as `verify --json` has it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""

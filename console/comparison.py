@@ -24,13 +24,15 @@ _SHOWN_TOKENS = 5
 
 def show_comparisons(found: Sequence[Comparison], exceeded: Sequence[Sequence[str]]) -> None:
     """Print how far each candidate is from the reference, side by side if several, and the limits that it exceeds."""
+    if not found:
+        return
     console = Console()
     names = short_names([comparison.candidate for comparison in found])
     if len(found) == 1:
         _show(console, found[0])
     else:
         console.print(_side_by_side(found, names))
-    for name, lines in zip(names, exceeded, strict=True):
+    for name, lines in zip(names, exceeded, strict=False):
         for line in lines:
             _line(console, f"limit exceeded: {f'{name}: ' if len(found) > 1 else ''}{line}", "red")
     _line(console, f"{found[0].tokens:,} tokens, {found[0].source}", "dim")

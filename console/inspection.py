@@ -53,8 +53,24 @@ def _show_file(console: Console, file: Mapping[str, Any]) -> None:
     tied = file["tied"]
     proof = f" ({tied['proof']})" if tied.get("proof") else ""
     _line(console, f"  {_TIED.get(tied['state'], tied['state'])}{proof}")
+    for receipt in file["receipts"]:
+        _line(console, f"  made by {_receipt(receipt)}")
     if file["projections"]:
         console.print(_projections(file["projections"]))
+
+
+def _receipt(receipt: Mapping[str, Any]) -> str:
+    """Return what the file itself says about a run that made it."""
+    before, after = receipt["weight_bytes"]
+    line = (
+        f"onnx-tailor {receipt['version']} with {receipt['recipe']} for {receipt['target']}: "
+        f"{size(before)} -> {size(after)}"
+    )
+    for done in receipt["passes"]:
+        line += f"; {done['name']}: {done['changes']} changed, {done['skips']} left alone"
+        if (worst := done.get("worst")) is not None:
+            line += f", worst error {100 * worst['relative_error']:.2f} % in {worst['weight']}"
+    return line
 
 
 def _projections(projections: list[Mapping[str, Any]]) -> Table:

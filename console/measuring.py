@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnx_tailor import verify
-from onnx_tailor.errors import UsageError
+from onnx_tailor.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from onnx_tailor.verify import Tokens
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["TokenOptions", "model_file", "read_tokens"]
+    from onnx_tailor.progress import Progress
+    from onnx_tailor.verify import Comparison, Tokens
+
+__all__ = ["Check", "TokenOptions", "model_file", "read_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,41 @@ class TokenOptions:
     tokenizer: Path | None
     window: int
     windows: int | None
+
+    @property
+    def given(self) -> bool:
+        """Whether one of them was given at all."""
+        return any((self.tokens, self.text, self.tokenizer, self.windows))
+
+
+class Check:
+    """What `run --verify` asks of its result before the output folder gets its name."""
+
+    def __init__(self, options: TokenOptions, model: Path, limits: Mapping[str, float], progress: Progress) -> None:
+        """Read the tokens, so that a mistake in them comes before the work."""
+        self._tokens = read_tokens(options, model)
+        self._limits = limits
+        self._progress = progress
+        self.found: list[Comparison] = []
+        """What was measured, for each ONNX file."""
+
+    def __call__(self, files: Sequence[tuple[Path, Path]]) -> list[dict[str, Any]]:
+        """Compare each pair of files, reference and candidate, and return the JSON forms.
+
+        Raises:
+            ModelError: a limit is exceeded, or a model cannot be run.
+
+        """
+        beyond: list[str] = []
+        for reference, candidate in files:
+            found = verify.compare(reference, candidate, self._tokens, progress=self._progress)
+            self.found.append(replace(found, candidate=candidate.name))  # its folder has yet to get its name
+            several = f"{candidate.name}: " if len(files) > 1 else ""
+            beyond += [f"{several}{line}" for line in verify.exceeded(found, self._limits)]
+        self._progress.finish()
+        if beyond:
+            raise ModelError("\n".join([*beyond, "the result is beyond the limits of --limit; nothing was written"]))
+        return [found.to_json() for found in self.found]
 
 
 def model_file(path: Path) -> Path:

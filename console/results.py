@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from onnx_tailor.console.units import change, size
+from onnx_tailor.console.weights import weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,7 @@ _NAMED = 3
 
 
 def show_report(report: Report) -> None:
-    """Print what each pass did, and the model's size before and after."""
+    """Print what each pass did, weight by weight, and the model's size before and after."""
     console = Console()
     several = len({done.file for done in report.passes}) > 1
     for done in report.passes:
@@ -35,20 +37,28 @@ def show_report(report: Report) -> None:
             _line(console, f"  {line}", "dim")
         if not done.changes and not done.skips:
             _line(console, "  nothing to do", "dim")
+        if (table := weights(done)) is not None:
+            console.print(Padding(table, (0, 0, 0, 2)))
+    console.print(_sizes(report))
+    end = "dry run: nothing was written" if report.out is None else f"wrote {report.out}"
+    _line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
+
+
+def _sizes(report: Report) -> Table:
+    """Return the table of the model's size before and after; a dry run knows no size of files."""
     before, after = report.before, report.after
     table = Table("", "before", "after", "change")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, first, second in (
-        ("weights", before.weight_bytes, after.weight_bytes),
-        ("files", before.file_bytes, after.file_bytes),
-    ):
-        table.add_row(name, size(first), size(second), change(first, second))
     table.add_row(
-        "parameters",
-        f"{before.parameters:,}",
-        f"{after.parameters:,}",
-        change(before.parameters, after.parameters),
+        "weights", size(before.weight_bytes), size(after.weight_bytes), change(before.weight_bytes, after.weight_bytes)
+    )
+    if after.file_bytes:
+        table.add_row(
+            "files", size(before.file_bytes), size(after.file_bytes), change(before.file_bytes, after.file_bytes)
+        )
+    table.add_row(
+        "parameters", f"{before.parameters:,}", f"{after.parameters:,}", change(before.parameters, after.parameters)
     )
     table.add_row(
         "bits per weight",
@@ -56,9 +66,7 @@ def show_report(report: Report) -> None:
         f"{after.bits_per_weight:.3f}",
         change(before.bits_per_weight, after.bits_per_weight),
     )
-    console.print(table)
-    end = "dry run: nothing was written" if report.out is None else f"wrote {report.out}"
-    _line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
+    return table
 
 
 def _changes(done: PassReport) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnx_tailor.graph import receipt
 from onnx_tailor.graph.candidates import Candidate, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import NoHead, find_heads
@@ -32,6 +33,8 @@ class FileInspection:
     tied: Mapping[str, str]
     """`state`: tied, equal, different or none; `proof`: how that is known."""
     projections: tuple[Mapping[str, Any], ...]
+    receipts: tuple[Mapping[str, Any], ...] = ()
+    """What onnx-tailor noted in the file when it made it, the oldest run first."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,13 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     projections = [_projection(candidate) for candidate in find_candidates(model) if candidate.projections]
     projections += [_quantized_projection(n) for n in model.nodes() if n.op_type == "MatMulNBits"]
     return FileInspection(
-        model.path.name, measure(model, file_bytes), tuple(tables), tuple(heads), _tied(model), tuple(projections)
+        model.path.name,
+        measure(model, file_bytes),
+        tuple(tables),
+        tuple(heads),
+        _tied(model),
+        tuple(projections),
+        tuple(receipt.read(model)),
     )
 
 

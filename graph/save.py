@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -23,8 +24,10 @@ def storage_plan(model: TailorModel) -> Plan:
     return plan(value.const_value for value in weight_tensors(model) if _is_external(value))  # type: ignore[misc]
 
 
-def save(model: TailorModel, folder: Path, progress: Progress) -> list[str]:
+def save(model: TailorModel, folder: Path, progress: Progress, finish: Callable[[], None] = lambda: None) -> list[str]:
     """Write the model into `folder` under its own name; return the names of the files.
+
+    `finish` is called when the weights are written, before the graph is: the last moment to edit its metadata.
 
     Raises:
         ModelError: a weight cannot be read or computed, or the graph is too large for one protobuf.
@@ -36,6 +39,7 @@ def save(model: TailorModel, folder: Path, progress: Progress) -> list[str]:
     if storage.offsets:
         write(storage, folder / data, progress)
         files.append(data)
+    finish()
     proto = _to_proto(model, storage, data)
     try:
         content = proto.SerializeToString()

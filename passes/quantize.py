@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.passes.base import Pass
+from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.selectors import NodeRule, Setting, layer_set, select
 from onnx_tailor.quant import BlockFormat, Method
 from onnx_tailor.report import Change, Skip
@@ -88,9 +89,12 @@ class Quantize(Pass):
                 "use k_quant_last, or `nodes`"
             )
         yield from _unusable(model)
+        otherwise = "bits" if self.method in {"rtn", "k_quant"} else "method"
         for candidate in candidates:
+            told = explain(candidate, self.nodes, otherwise)
             found = self.match(candidate, rules.get(candidate), layers)
-            yield found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
+            done = found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
+            yield replace(done, details={**told, **done.details})
         model.sweep()
 
     def match(self, candidate: Candidate, rule: NodeRule | None, layers: int) -> QuantizeJob | Skip:

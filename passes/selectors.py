@@ -66,6 +66,15 @@ def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Candida
     return chosen
 
 
+def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Candidate) -> str | None:
+    """Return the pattern whose rule `select` chooses for the candidate, or None where none names it."""
+    for pattern, setting in nodes.items():
+        layers = setting.layers if isinstance(setting, NodeRule) else None
+        if _matches(pattern, candidate) and (layers is None or candidate.place.layer in layer_set(layers)):
+            return pattern
+    return None
+
+
 def _matches(pattern: str, candidate: Candidate) -> bool:
     if pattern.startswith("role:"):
         return pattern.removeprefix("role:") in candidate.roles

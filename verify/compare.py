@@ -133,11 +133,12 @@ def compare_each(
             f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of "
             f"{reference}, which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
         )
-    for candidate in candidates:
+    for number, candidate in enumerate(candidates, 1):
         theirs = LanguageModel(candidate, provider=provider, optimization=optimization, role="candidate")
         prompts = prompts_of(chosen.windows)
         decoded = prompts.size + len(prompts) * STEPS if ours.has_past and theirs.has_past and ours.logits else 0
-        watch.start(f"comparing {candidate}", int(chosen.windows.size) + decoded, unit="tokens")
+        which = f" ({number} of {len(candidates)})" if len(candidates) > 1 else ""
+        watch.start(f"comparing {candidate.name}{which}", int(chosen.windows.size) + decoded, unit="tokens")
         yield _compare(ours, theirs, chosen, watch.advance)
         del theirs  # before the next one is loaded
 

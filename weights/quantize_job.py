@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,11 @@ class ErrorLog:
         """Note a tile's sums; a tile that is computed again counts once."""
         with self._lock:
             self._tiles[tile] = sums
+
+    def covers(self, tiles: Sequence[tuple[int, int]]) -> bool:
+        """Whether every one of `tiles` was computed, rather than taken over from an interrupted run."""
+        with self._lock:
+            return all(tile in self._tiles for tile in tiles)
 
     def total(self) -> ErrorSums:
         """Return the sums over all tiles that were computed."""
