@@ -34,8 +34,10 @@ def with_errors(model: TailorModel, passes: Sequence[PassReport]) -> tuple[PassR
 def stamp(model: TailorModel, header: Mapping[str, Any], passes: Sequence[PassReport]) -> None:
     """Add a receipt of this run to those that the model carries: `header` and a line for each pass.
 
-    Holds no time and no path, so that equal runs write equal files.
+    Holds no time and no path, so that equal runs write equal files; a run that changed nothing leaves none.
     """
+    if not any(each.changes for each in passes):
+        return
     receipt = {**header, "passes": [_summary(each) for each in with_errors(model, passes)]}
     receipts = [*read(model), receipt]
     model.ir_model.metadata_props[KEY] = json.dumps(receipts, ensure_ascii=False, separators=(",", ":"))
