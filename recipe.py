@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from onnx_tailor import recipes
 from onnx_tailor.errors import OptionError, UsageError
 from onnx_tailor.option_errors import build, describe, listed, nearest, show
-from onnx_tailor.passes import PASSES
+from onnx_tailor.passes import BROKEN, PASSES
 from onnx_tailor.targets import TARGETS
 from onnx_tailor.yaml_tree import Entry, Position, Problem, Tree, read, refuse
 
 if TYPE_CHECKING:
     from onnx_tailor.passes.base import Pass
 
-__all__ = ["Position", "Recipe", "Step", "explain", "load"]
+__all__ = ["Position", "Recipe", "Step", "explain", "load", "of_passes"]
 
 Key = tuple[str | int, ...]
 
@@ -124,6 +124,15 @@ def load(
     )
 
 
+def of_passes(passes: Sequence[Pass]) -> Recipe:
+    """Return the recipe of passes that Python made; a place in it is the number of a pass."""
+
+    def step(number: int, pass_: Pass) -> Step:
+        return Step(pass_, lambda _: Position("passes", number, 1))
+
+    return Recipe(name="passes", target=None, steps=tuple(step(n, each) for n, each in enumerate(passes, 1)))
+
+
 def explain(error: OptionError, step: Step) -> UsageError:
     """Return the error with the place in the recipe where its option stands."""
     return UsageError(f"{step.locate(error.key)}: {step.pass_.name}: {error}")
@@ -191,7 +200,9 @@ def _items(tree: Tree, registry: Mapping[str, type[Pass]], problems: list[Proble
     items = []
     for part in entry.value.content:
         item = _item(part, problems)
-        if item and item.name not in registry:
+        if item and item.name in BROKEN and item.name not in registry:
+            problems.append(Problem(item.position, f"{BROKEN[item.name]}; mend or remove that package"))
+        elif item and item.name not in registry:
             advice = nearest(item.name, tuple(registry)) or f"; the passes are {', '.join(registry)}"
             problems.append(Problem(item.position, f"no pass is called {item.name!r}{advice}"))
         elif item:

@@ -1,14 +1,18 @@
-"""The passes, by their names in a recipe."""
+"""The passes, by their names in a recipe: our own, and those of other installed packages."""
 
 from collections.abc import Mapping
 
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.graphsurgeon import GraphSurgeon
+from onnx_tailor.passes.plugins import discover
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.passes.reshape_dim import ReshapeDim
 from onnx_tailor.passes.rewrite_rules import RewriteRules
 from onnx_tailor.passes.tie_embeddings import TieEmbeddings
 
-PASSES: Mapping[str, type[Pass]] = {
-    p.name: p for p in (TieEmbeddings, Quantize, ReshapeDim, GraphSurgeon, RewriteRules)
-}
+OWN: Mapping[str, type[Pass]] = {p.name: p for p in (TieEmbeddings, Quantize, ReshapeDim, GraphSurgeon, RewriteRules)}
+_OTHERS, BROKEN = discover(OWN)
+"""`BROKEN`: why an installed package's pass cannot be had, by its name."""
+PASSES: Mapping[str, type[Pass]] = {**OWN, **_OTHERS}
+
+__all__ = ["BROKEN", "OWN", "PASSES", "GraphSurgeon", "Pass", "Quantize", "ReshapeDim", "RewriteRules", "TieEmbeddings"]

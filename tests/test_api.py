@@ -1,0 +1,64 @@
+"""The Python interface does what the command line does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from language_model import Model
+
+import onnx_tailor as ot
+from onnx_tailor import testing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_everything_it_offers_is_there_and_loads_late() -> None:
+    assert all(hasattr(ot, name) for name in ot.__all__)
+    code = "import sys, onnx_tailor; print({'numpy', 'onnx', 'onnxruntime', 'pydantic'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    with pytest.raises(AttributeError, match="has no attribute 'frobnicate'"):
+        ot.frobnicate  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_passes_made_in_python_run_as_a_recipe_of_them(tmp_path: Path) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    report = ot.run([ot.passes.TieEmbeddings(required=True), ot.passes.Quantize(bits=8)], source, tmp_path / "a")
+    file = tmp_path / "r.yaml"
+    file.write_text("recipe: 1\npasses: [tie-embeddings: {required: true}, quantize: {bits: 8}]")
+    same = ot.run(str(file), str(source), str(tmp_path / "b"))
+    assert (
+        [each.name for each in report.passes] == [each.name for each in same.passes] == ["tie-embeddings", "quantize"]
+    )
+    first, second = tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx"
+    assert testing.graph_text(first) == testing.graph_text(second)
+    assert first.with_name("model.onnx.data").read_bytes() == second.with_name("model.onnx.data").read_bytes()
+    assert ot.compare(source, tmp_path / "a" / "model.onnx").kl_mean == pytest.approx(0, abs=1e-3)
+    assert ot.inspect(tmp_path / "a").files[0].tied["state"] == "tied"
+
+
+def test_errors_are_sentences(tmp_path: Path) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    with pytest.raises(ot.UsageError, match=r"^passes:2:1: quantize: pattern 'x' matches no weight"):
+        ot.run([ot.passes.TieEmbeddings(), ot.passes.Quantize(nodes={"x": 4})], source, tmp_path / "out")
+    with pytest.raises(ot.ModelError, match="cannot be read"):
+        ot.load(tmp_path / "none.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_kit_shows_a_graph_and_finds_a_difference(tmp_path: Path) -> None:
+    source = Model(layers=0).save(tmp_path / "model.onnx")
+    assert testing.graph_text(source).splitlines() == [
+        "/model/embed_tokens/Gather_output = Gather(model.embed_tokens.weight, input_ids)",
+        "/lm_head/Transpose_output = Transpose<perm=(1, 0)>(model.embed_tokens.weight)",
+        "logits = MatMul(/model/embed_tokens/Gather_output, /lm_head/Transpose_output)",
+    ]
+    testing.apply(ot.passes.TieEmbeddings(), source, tmp_path / "tied")
+    testing.apply(ot.passes.Quantize(bits=4), source, tmp_path / "coarse")
+    testing.assert_same_outputs(source, source, limit=0)
+    testing.assert_same_outputs(source, tmp_path / "tied" / "model.onnx", limit=1e-5)
+    with pytest.raises(AssertionError, match="differ by more than 1e-05 of their largest value: logits by"):
+        testing.assert_same_outputs(source, tmp_path / "coarse" / "model.onnx", limit=1e-5)
