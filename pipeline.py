@@ -122,13 +122,16 @@ def model_files(model: Path) -> list[Path]:
     Raises:
         ModelError: there is none.
     """
+    try:
+        model.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a RuntimeError where links form a circle
+        said = "links that form a circle" if isinstance(error, RuntimeError) else (error.strerror or str(error))
+        raise ModelError(f"{model}: cannot be read ({said})") from error
     if model.is_dir():
         found = sorted(model.glob("*.onnx"))
         if not found:
             raise ModelError(f"{model}: the folder holds no .onnx file")
         return found
-    if not model.exists():
-        raise ModelError(f"{model}: no such file or folder")
     return [model]
 
 
@@ -159,11 +162,14 @@ def _located(result: Change | Skip, step: Step) -> Change | Skip:
 def _checked(out: Path | None, model: Path, *, overwrite: bool) -> Path:
     if out is None:
         raise UsageError("no output folder; give one with -o, or --dry-run to see the plan alone")
-    resolved, source = out.resolve(), (model if model.is_dir() else model.parent).resolve()
-    if resolved == source or resolved in source.parents:
-        raise UsageError(f"{out}: is the model's own folder, or holds it; write into another")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; -o names a folder")
+    resolved = out.resolve()
+    for file in model_files(model):
+        for source in (file.parent.resolve(), file.resolve().parent):  # two, where the file is a link
+            if resolved == source or resolved in source.parents:
+                raise UsageError(f"{out}: is the model's own folder, or holds it; write into another")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"{above}: is a file; -o names a folder")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out}: exists already; choose another folder, or give --overwrite")
     return out

@@ -1,7 +1,9 @@
-"""Draws the progress of a run on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Draws the progress of a run on standard error: a bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from threading import Lock
 
 from rich.console import Console
@@ -20,8 +22,8 @@ from onnx_tailor.console.units import size
 
 __all__ = ["Bar", "Lines", "progress"]
 
-_STEP = 10
-"""Percent between two plain lines."""
+_PAUSE = 10.0
+"""Seconds between two plain lines: what they are written to is most likely a log."""
 
 
 def progress() -> Bar | Lines:
@@ -71,36 +73,41 @@ class Bar:
 
 
 class Lines:
-    """A line for every tenth of a phase."""
+    """At most a line every ten seconds, and one at the end of each phase that had one."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._lock = Lock()
         self._what = ""
         self._total = 0
         self._unit = ""
         self._done = 0
-        self._next = _STEP
+        self._began = self._printed = clock()
 
     def start(self, what: str, total: int, unit: str = "bytes") -> None:
         """Name the phase."""
+        self.finish()
         with self._lock:
-            self._what, self._total, self._unit, self._done, self._next = what, total, unit, 0, _STEP
-            self._print(f"{what}: {_amount(total, unit)}" if total else what)
+            self._what, self._total, self._unit, self._done = what, total, unit, 0
+            self._began = self._printed = self._clock()
 
     def advance(self, count: int) -> None:
-        """Count, and print a line where they pass the next tenth."""
+        """Count the bytes, and print a line where the last one is long ago."""
         with self._lock:
             self._done += count
-            if not self._total or 100 * self._done < self._next * self._total:
+            now = self._clock()
+            if not self._total or now - self._printed < _PAUSE:
                 return
+            self._printed = now
             percent = min(100, 100 * self._done // self._total)
-            self._next = percent - percent % _STEP + _STEP
             self._print(f"{self._what}: {percent} % of {_amount(self._total, self._unit)}")
 
     def finish(self) -> None:
-        """Forget the phase; its last line has been printed."""
+        """End the phase with a line; safe to call twice."""
         with self._lock:
+            if self._total and self._done >= self._total:
+                self._print(f"{self._what}: {_amount(self._total, self._unit)} in {self._clock() - self._began:.1f} s")
             self._total = 0
 
     def _print(self, line: str) -> None:

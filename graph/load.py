@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from onnx_ir.passes import common as ir_passes
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.soundness import require_plain_weights, require_sound, require_values
 from onnx_tailor.weights.files import DataFile, resolve_location
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 from onnx_tailor.weights.tensors import WeightTensor
@@ -20,13 +22,17 @@ def load(path: Path) -> TailorModel:
     """Read the graph of the ONNX file at `path`; its weights become `WeightTensor`s over file ranges.
 
     Raises:
-        ModelError: the file or one of its data files is missing, cut off, outside the folder, or no ONNX model.
+        ModelError: the file or one of its data files is missing, cut off, outside the folder, or no sound ONNX model.
     """
+    own = DataFile.open(path)
     proto = read_skeleton(path)
+    own.require_unchanged()
+    require_plain_weights(proto.graph, path)
     try:
+        logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
         model = ir.from_proto(proto)
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
-        raise ModelError(f"{path}: the graph cannot be read ({_first_line(error)})") from error
+        raise ModelError(f"{path}: the graph cannot be read ({_innermost(error)})") from error
     sources = _Sources(path, {})
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -36,6 +42,7 @@ def load(path: Path) -> TailorModel:
     for function in model.functions.values():
         for node in function:
             _replace_attributes(node, sources)
+    require_sound(model, path)
     # A weight inside a Constant node is a weight like any other.
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
@@ -49,12 +56,15 @@ class _Sources:
 
     def tensor(self, tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
         """Return `tensor`, over its file range if it is stored outside the protobuf."""
+        if tensor is None:
+            return None
+        require_values(tensor, self.path)
         if not isinstance(tensor, ir.ExternalTensor):
             return tensor
         name, location = tensor.name or "(no name)", str(tensor.location)
         if location not in self.files:
             own = location == self.path.name
-            file = self.path if own else resolve_location(self.path.parent, location, name)
+            file = self.path if own else resolve_location(self.path, location, name)
             self.files[location] = DataFile.open(file)
         file_ = self.files[location]
         dims = tuple(tensor.shape.numpy())
@@ -79,11 +89,14 @@ class _Sources:
 
 def _replace_attributes(node: ir.Node, sources: _Sources) -> None:
     for attribute in list(node.attributes.values()):
-        if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+        if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
             tensor = sources.tensor(attribute.value)
-            assert tensor is not None
-            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
+            if isinstance(tensor, WeightTensor):
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
 
 
-def _first_line(error: Exception) -> str:
+def _innermost(error: BaseException) -> str:
+    """Return the first cause of an error; those around it repeat the protobuf."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

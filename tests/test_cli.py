@@ -165,20 +165,20 @@ def test_every_option_has_its_help(name: str) -> None:
     assert all(option.help for option in options(PASSES[name]))
 
 
-def test_plain_progress_prints_a_line_for_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines(Console(stderr=True))
+def test_plain_progress_prints_a_line_every_ten_seconds_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(Console(stderr=True), clock=lambda: now)
     lines.start("quantize", 2_000)
     for _ in range(2_000):
+        now += 0.0125
         lines.advance(1)
-    lines.advance(1)
     lines.start("write", 1_000_000)
     lines.advance(999_999)
     lines.finish()
     assert capsys.readouterr().err.splitlines() == [
-        "quantize: 2 kB",
-        *(f"quantize: {percent} % of 2 kB" for percent in range(10, 101, 10)),
-        "write: 1 MB",
-        "write: 99 % of 1 MB",
+        "quantize: 40 % of 2 kB",
+        "quantize: 80 % of 2 kB",
+        "quantize: 2 kB in 25.0 s",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from dataclasses import dataclass, field
 from io import FileIO
@@ -29,9 +30,10 @@ class DataFile:
         """Note the file's identity.
 
         Raises:
-            ModelError: the file is missing or cannot be read.
+            ModelError: the file is missing, cannot be read, or is no ordinary file.
         """
         try:
+            require_ordinary(path)
             with FileIO(path) as file:
                 stamp = _stamp(file)
         except OSError as error:
@@ -67,6 +69,31 @@ class DataFile:
                 raise ModelError(f"{self.path}: the file was changed during the run; run again")
         return handle
 
+    def require_unchanged(self) -> None:
+        """Compare the file with what it was when the model was loaded.
+
+        Raises:
+            ModelError: the file was replaced, changed or removed.
+        """
+        try:
+            with FileIO(self.path) as file:
+                same = _stamp(file) == self._stamp
+        except OSError:
+            same = False
+        if not same:
+            raise ModelError(f"{self.path}: the file was changed during the run; run again")
+
+
+def require_ordinary(path: Path) -> None:
+    """Refuse what is no ordinary file, before opening it: a FIFO would wait for ever, a device has no end.
+
+    Raises:
+        ModelError: the path is a folder, a FIFO, a device or a socket.
+        OSError: there is nothing at the path.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ModelError(f"{path}: is no ordinary file; put the model's files into one folder and name the ONNX file")
+
 
 @dataclass(frozen=True)
 class InlineBytes:
@@ -89,10 +116,12 @@ def _stamp(file: FileIO) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def resolve_location(folder: Path, location: str, weight: str) -> Path:
-    """Return the path of an external-data `location`, which the ONNX format says lies within `folder`.
+def resolve_location(model: Path, location: str, weight: str) -> Path:
+    """Return the path of an external-data `location`, which the ONNX format says lies within the folder of `model`.
 
     A model is a stranger's file: a location that leads elsewhere would copy any file of this machine into the output.
+    A link is followed within the folder; where the ONNX file is itself a link, as in a download cache, also into the
+    folder that it leads to.
 
     Raises:
         ModelError: the location is empty, absolute, or leads out of the folder by `..` or by a link.
@@ -103,8 +132,12 @@ def resolve_location(folder: Path, location: str, weight: str) -> Path:
             f"weight {weight}: its data location {location!r} is not inside the model's folder; "
             "only files beside the ONNX file are read"
         )
-    path = folder / Path(*parts.parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = model.parent / Path(*parts.parts)
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise ModelError(f"weight {weight}: its data file {path} cannot be found ({error})") from error
+    if not any(target.is_relative_to(folder) for folder in (model.parent.resolve(), model.resolve().parent)):
         raise ModelError(
             f"weight {weight}: its data file {path} is a link out of the model's folder; "
             "replace the link by the file itself"

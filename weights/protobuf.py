@@ -9,18 +9,26 @@ Wire format: https://protobuf.dev/programming-guides/encoding/. Field numbers: o
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.weights.files import require_ordinary
 
 INLINE_LIMIT = 1024
 """Tensors of fewer bytes stay inside the ONNX file, read and written whole."""
+
+_WINDOW = 1 << 16
+"""Bytes that are read at once while the tags of a file are followed."""
+_POINTER = b"version https://git-lfs"
+"""How the text begins that stands in a model's place where Git LFS has not fetched it."""
+_MAX_DEPTH = 100
+"""Messages within messages: protobuf's own parsers stop there."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -50,6 +58,36 @@ class _MalformedError(Exception):
     """The bytes are not a protobuf message."""
 
 
+class _Bytes:
+    """A file's bytes by index and by slice.
+
+    No memory map: mapped pages count as the process's memory, and a file cut off while it is mapped kills the process.
+    """
+
+    def __init__(self, file: FileIO, size: int) -> None:
+        self._file = file
+        self.size = size
+        self._window = b""
+        self._start = 0
+
+    def __getitem__(self, at: int) -> int:
+        index = at - self._start
+        if not 0 <= index < len(self._window):
+            self._window, self._start, index = self.read(at, min(at + _WINDOW, self.size)), at, 0
+        return self._window[index]
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from `start` to `stop`."""
+        self._file.seek(start)
+        content = bytearray()
+        while len(content) < stop - start:
+            chunk = self._file.read(stop - start - len(content))
+            if not chunk:
+                raise _MalformedError(f"it ends at byte {start + len(content)} while it is read")
+            content += chunk
+        return bytes(content)
+
+
 def read_skeleton(path: Path) -> onnx.ModelProto:
     """Return the model of `path` with its large embedded tensors as references into `path.name`.
 
@@ -57,11 +95,14 @@ def read_skeleton(path: Path) -> onnx.ModelProto:
         ModelError: the file is missing, empty, cut off, or no ONNX model.
     """
     try:
-        with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
+        require_ordinary(path)
+        with FileIO(path) as file:
+            size = file.seek(0, 2)
+            if size == 0:
                 raise ModelError(f"{path}: the file is empty; export or download it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                skeleton = _strip(data, path.name)
+            if file.seek(0) == 0 and file.read(len(_POINTER)) == _POINTER:
+                raise ModelError(f"{path}: is a Git LFS pointer, not the model; fetch the model with `git lfs pull`")
+            skeleton = _strip(_Bytes(file, size), path.name)
         model = onnx.ModelProto()
         model.ParseFromString(skeleton)
     except OSError as error:
@@ -75,13 +116,33 @@ def read_skeleton(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _strip(data: mmap.mmap, location: str) -> bytes:
-    parts = _rewrite(data, 0, len(data), _MODEL, location)
-    return b"".join(data[part.start : part.stop] if isinstance(part, slice) else part for part in parts)
+def _strip(data: _Bytes, location: str) -> bytes:
+    parts = _rewrite(data, 0, data.size, _MODEL, location, 0)
+    return b"".join(data.read(part.start, part.stop) if isinstance(part, slice) else part for part in _joined(parts))
 
 
-def _rewrite(data: mmap.mmap, start: int, end: int, message: _Message, location: str) -> list[slice | bytes]:
+def _joined(parts: list[slice | bytes]) -> Iterator[slice | bytes]:
+    """Yield the parts, with neighbouring ranges of the file as one."""
+    start = stop = 0
+    for part in parts:
+        if isinstance(part, slice) and part.start == stop:
+            stop = part.stop
+            continue
+        if stop > start:
+            yield slice(start, stop)
+        start = stop = 0
+        if isinstance(part, slice):
+            start, stop = part.start, part.stop
+        else:
+            yield part
+    if stop > start:
+        yield slice(start, stop)
+
+
+def _rewrite(data: _Bytes, start: int, end: int, message: _Message, location: str, depth: int) -> list[slice | bytes]:
     """Return the message between `start` and `end` as ranges to copy and bytes to insert."""
+    if depth > _MAX_DEPTH:
+        raise _MalformedError(f"its messages are nested more than {_MAX_DEPTH} deep")
     if message is _TENSOR:
         return _rewrite_tensor(data, start, end, location)
     parts: list[slice | bytes] = []
@@ -90,12 +151,12 @@ def _rewrite(data: mmap.mmap, start: int, end: int, message: _Message, location:
         if child is None or stop - value < INLINE_LIMIT:
             parts.append(slice(begin, stop))
             continue
-        inner = _rewrite(data, value, stop, child, location)
+        inner = _rewrite(data, value, stop, child, location, depth + 1)
         parts += [_tag(number), _varint(sum(_length(part) for part in inner)), *inner]
     return parts
 
 
-def _rewrite_tensor(data: mmap.mmap, start: int, end: int, location: str) -> list[slice | bytes]:
+def _rewrite_tensor(data: _Bytes, start: int, end: int, location: str) -> list[slice | bytes]:
     fields = list(_fields(data, start, end))
     large = [f for f in fields if f[0] in _VALUE_FIELDS and f[1] == _BYTES and f[4] - f[3] >= INLINE_LIMIT]
     if len(large) != 1:  # values in several chunks are legal and rare: leave them to protobuf
@@ -112,7 +173,7 @@ def _reference(location: str, offset: int, length: int) -> Mapping[str, str]:
     return {"location": location, "offset": str(offset), "length": str(length)}
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _fields(data: _Bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield (field number, wire type, begin of the tag, begin of the value, end) of each field."""
     at = start
     while at < end:
@@ -133,7 +194,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         at += size
 
 
-def _read_varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+def _read_varint(data: _Bytes, at: int, end: int) -> tuple[int, int]:
     result = shift = 0
     while at < end and shift < 70:
         byte = data[at]

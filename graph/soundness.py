@@ -1,0 +1,115 @@
+"""Refuse a graph that means nothing, before any pass walks it: a circle would never end, a missing value never come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.model import ONNX_DOMAINS
+
+_WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+def require_plain_weights(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse what the reader of the graph passes over or stumbles at: two weights of one name, places that are none.
+
+    Raises:
+        ModelError: a name stands twice among the initializers of one graph, or an offset or length is no number.
+    """
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in seen:
+            raise ModelError(f"{path}: the graph has two weights called {tensor.name!r}; export it again")
+        seen.add(tensor.name)
+        for entry in tensor.external_data:
+            if entry.key in {"offset", "length"} and not (entry.value.isascii() and entry.value.isdigit()):
+                raise ModelError(
+                    f"{path}: weight {tensor.name}: its data entry says {entry.key} {entry.value[:40]!r}, "
+                    "which is no number of bytes"
+                )
+    for node in graph.node:
+        if node.op_type in _WITH_GRAPHS:
+            for attribute in node.attribute:
+                for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                    require_plain_weights(inner, path)
+
+
+def require_sound(model: ir.Model, path: Path) -> None:
+    """Check that every value comes from somewhere, and put nodes behind those that they read from.
+
+    Raises:
+        ModelError: the nodes form a circle, a value has no origin, or the model has no version of the ONNX operators.
+    """
+    if not any(domain in model.opset_imports for domain in ONNX_DOMAINS):
+        raise ModelError(f"{path}: the model imports no version of the ONNX operators; export it again")
+    whole: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in whole:
+        if not _is_sorted(graph, set(), path):
+            try:
+                graph.sort()
+            except ValueError as error:
+                raise ModelError(f"{path}: its nodes form a circle, so that none can be the first to run") from error
+
+
+def require_values(tensor: ir.TensorProtocol, path: Path) -> None:
+    """Check that a tensor inside the ONNX file has as many values as its shape says.
+
+    Raises:
+        ModelError: it has fewer or more, or no type.
+    """
+    name = tensor.name or "(no name)"
+    if tensor.dtype == ir.DataType.UNDEFINED:
+        raise ModelError(f"{path}: weight {name} has no type")
+    if not isinstance(tensor, ir.TensorProtoTensor):
+        return
+    proto = tensor.raw
+    expected = math.prod(proto.dims)
+    if tensor.dtype == ir.DataType.STRING:
+        found: float = len(proto.string_data)
+    elif proto.HasField("raw_data"):
+        found, expected = len(proto.raw_data), math.ceil(expected * tensor.dtype.itemsize)
+    else:
+        try:
+            found = tensor.numpy().size
+        except Exception:  # whatever numpy raises, the values do not make a tensor of this shape
+            found = -1
+    if found != expected or any(n < 0 for n in proto.dims):
+        raise ModelError(f"{path}: weight {name} is {tensor.dtype}{list(proto.dims)}, but its values are not so many")
+
+
+def _is_sorted(graph: ir.Graph | ir.Function, seen: set[ir.Value], path: Path) -> bool:
+    """Whether nodes stand behind those that they read from, also in subgraphs; `seen` collects what they yield."""
+    result = True
+    for node in graph:
+        for value in node.inputs:
+            if value is None or value in seen:
+                continue
+            if value.producer() is None:
+                _require_origin(value, path)
+            else:
+                result = False
+        for inner in _graphs_of(node):
+            result = _is_sorted(inner, seen, path) and result
+        seen.update(node.outputs)
+    for value in graph.outputs:
+        if value.producer() is None:
+            _require_origin(value, path)
+    return result
+
+
+def _graphs_of(node: ir.Node) -> Iterable[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _require_origin(value: ir.Value, path: Path) -> None:
+    if not (value.is_graph_input() or value.is_initializer()):
+        raise ModelError(f"{path}: a node reads or an output names {value.name!r}, which nothing in the graph yields")

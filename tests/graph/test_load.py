@@ -1,0 +1,209 @@
+"""What a stranger's broken file gets: one sentence, exit status 1, and nothing written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import handmade
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from onnx_tailor.cli import app
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+def refused(model: Path, out: Path) -> str:
+    """Run and inspect the model as a user would; return what standard error says."""
+    before = {} if not model.exists() or not model.is_file() else handmade.contents(model.parent)
+    result = CliRunner().invoke(app, ["run", "rtn", str(model), "-o", str(out)])
+    assert result.exit_code == 1, result.output
+    assert not out.exists()
+    assert list(out.parent.glob(f".{out.name}*")) == []
+    assert not before or handmade.contents(model.parent) == before
+    inspected = CliRunner().invoke(app, ["inspect", str(model)])
+    assert (inspected.exit_code, inspected.stderr) == (1, result.stderr)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def weight(model: onnx.ModelProto, name: str = "lm_head.weight") -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def external(**fields: object) -> Edit:
+    """Return an edit that gives the head other external-data fields, over a file of its right size."""
+    sizes = {"location": "model.onnx.data", "offset": 0, "length": handmade.VOCABULARY * handmade.WIDTH * 4}
+
+    def edit(model: onnx.ModelProto) -> None:
+        handmade.refer(weight(model), **{**sizes, **fields})
+
+    return edit
+
+
+def shape(*dims: int) -> Edit:
+    def edit(model: onnx.ModelProto) -> None:
+        weight(model).dims[:] = dims
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty; export or download it again"),
+        (b"# a text\n" * 100, "not an ONNX model, or cut off"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS pointer"),
+        (onnx.ModelProto(ir_version=9).SerializeToString(), "it has no IR version, graph or opset"),
+    ],
+)
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert message in refused(tmp_path / "m.onnx", tmp_path / "out")
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "none.onnx: cannot be read (No such file or directory)" in refused(tmp_path / "none.onnx", out)
+    (tmp_path / "empty").mkdir()
+    assert "the folder holds no .onnx file" in refused(tmp_path / "empty", out)
+    (tmp_path / "empty" / "model.onnx").mkdir()
+    assert "is no ordinary file" in refused(tmp_path / "empty", out)
+    os.mkfifo(tmp_path / "fifo.onnx")
+    assert "is no ordinary file" in refused(tmp_path / "fifo.onnx", out)
+    assert "is no ordinary file" in refused(Path("/dev/zero"), out)
+    (tmp_path / "circle.onnx").symlink_to("circle.onnx")
+    assert "circle.onnx: cannot be read (" in refused(tmp_path / "circle.onnx", out)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (external(location="/etc/passwd"), "data location '/etc/passwd' is not inside the model's folder"),
+        (external(location="../secret"), "data location '../secret' is not inside the model's folder"),
+        (external(location=""), "data location '' is not inside the model's folder"),
+        (external(location="a\0b"), "is not inside the model's folder"),
+        (external(location="link"), "is a link out of the model's folder"),
+        (external(location="missing"), "the model's data file cannot be read (No such file or directory)"),
+        (external(location="folder"), "is no ordinary file"),
+        (external(location="fifo"), "is no ordinary file"),
+        (external(location="short"), "but the file has 100; it is cut off or belongs to another model"),
+        (external(location="x" * 5000), "cannot be "),
+        (external(offset=-1), "offset '-1'"),
+        (external(offset="one"), "offset 'one'"),
+        (external(offset=2**64), "cut off or belongs to another model"),
+        (external(length=-4), "length '-4', which is no number"),
+        (external(length=2**70), f"says {2**70}"),
+        (external(length=12), "24576 bytes, but its data entry says 12"),
+        (shape(-96, 64), "negative shape [-96, 64]"),
+        (shape(2**62, 2**62), "but its data entry says 24576"),
+        (shape(96, 64, 2), "but its data entry says 24576"),
+        (shape(), "but its data entry says 24576"),
+    ],
+)
+def test_data_that_cannot_be_read(tmp_path: Path, edit: Edit, message: str) -> None:
+    folder = tmp_path / "model"
+    path = handmade.decoder(folder / "model.onnx")
+    (tmp_path / "secret").write_bytes(bytes(100_000))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "short").write_bytes(bytes(100))
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "fifo")
+    model = onnx.load(path, load_external_data=False)
+    edit(model)
+    path.write_bytes(model.SerializeToString())
+    assert message in _run(path, tmp_path / "out")
+
+
+def _run(path: Path, out: Path) -> str:
+    """Like `refused`, where the folder holds what cannot be compared."""
+    result = CliRunner().invoke(app, ["run", "tie", str(path), "-o", str(out)])
+    assert result.exit_code == 1, result.output
+    assert not out.exists()
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def _cycle(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "h2"
+
+
+def _transposes_in_a_circle(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Transpose", ["b"], ["a"], name="t1"))
+    model.graph.node.append(helper.make_node("Transpose", ["a"], ["b"], name="t2"))
+    model.graph.node[-3].input[1] = "b"
+
+
+def _twice(model: onnx.ModelProto) -> None:
+    model.graph.node[1].output[0] = "h0"
+
+
+def _typed_too_short(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer.add(name="t", data_type=TensorProto.FLOAT, dims=[5])
+    tensor.float_data.extend([1.0, 2.0])
+
+
+def _raw_too_short(model: onnx.ModelProto) -> None:
+    model.graph.initializer.add(name="t", data_type=TensorProto.INT64, dims=[2], raw_data=b"1234567")
+
+
+def _huge_and_empty(model: onnx.ModelProto) -> None:
+    model.graph.initializer.add(name="t", data_type=TensorProto.INT64, dims=[2**40])
+
+
+def _unknown_type(model: onnx.ModelProto) -> None:
+    weight(model).data_type = 999
+
+
+def _undefined_type(model: onnx.ModelProto) -> None:
+    weight(model).data_type = 0
+
+
+def _no_default_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].domain = "com.example"
+
+
+def _unknown_input(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_cycle, "form a circle"),
+        (_transposes_in_a_circle, "form a circle"),
+        (_twice, "m.onnx: "),
+        (_typed_too_short, "weight t"),
+        (_raw_too_short, "weight t"),
+        (_huge_and_empty, "weight t"),
+        (_unknown_type, "m.onnx: "),
+        (_undefined_type, "weight lm_head.weight"),
+        (_no_default_opset, "no version of the ONNX operators"),
+        (_unknown_input, "'nowhere', which nothing in the graph yields"),
+    ],
+)
+def test_graphs_that_mean_nothing(tmp_path: Path, edit: Edit, message: str) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    assert message in refused(path, tmp_path / "out")
+
+
+def test_nodes_in_any_order_are_put_in_order(tmp_path: Path) -> None:
+    """Some writers leave nodes unsorted; ONNX Runtime reads them, and so do we."""
+
+    def reverse(model: onnx.ModelProto) -> None:
+        nodes = list(model.graph.node)[::-1]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+    path = handmade.decoder(tmp_path / "m.onnx", edit=reverse)
+    result = CliRunner().invoke(app, ["run", "tie", str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(str(tmp_path / "out" / "m.onnx"))
