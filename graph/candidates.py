@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from onnx_tailor.graph.constants import Matrix
-from onnx_tailor.graph.heads import Head, find_heads
+from onnx_tailor.graph.heads import head_nodes
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.projections import Projection, find_projections
-from onnx_tailor.graph.roles import Place, paths, place
+from onnx_tailor.graph.roles import Place, find_places, paths
 from onnx_tailor.graph.tables import Table, find_tables
 from onnx_tailor.weights.view import View
 
@@ -53,11 +55,11 @@ def find_candidates(model: TailorModel) -> list[Candidate]:
     for table in find_tables(model):
         tables.setdefault(table.matrix.view, []).append(table)
         matrices.setdefault(table.matrix.view, table.matrix)
-    heads = {head.projection.node for head in find_heads(model) if isinstance(head, Head)}
+    places = find_places(model, head_nodes(model))
     found = []
     for view, matrix in matrices.items():
         readers, gathers = projections.get(view, []), tables.get(view, [])
-        where = _place(readers, gathers, any(p.node in heads for p in readers), matrix)
+        where = _place(readers, gathers, places)
         found.append(Candidate(matrix, tuple(readers), tuple(gathers), where))
     return found
 
@@ -67,9 +69,8 @@ def layer_count(candidates: Sequence[Candidate]) -> int:
     return 1 + max((c.place.layer for c in candidates if c.place.layer is not None), default=-1)
 
 
-def _place(readers: list[Projection], gathers: list[Table], is_head: bool, matrix: Matrix) -> Place:
-    if is_head:
-        return Place(None, "lm_head", "structure")
+def _place(readers: list[Projection], gathers: list[Table], places: dict[ir.Node, Place]) -> Place:
     if not readers:
         return Place(None, "embedding", "structure") if gathers else Place(None, None, "nothing")
-    return place(readers[0].node, matrix.name)
+    found = [places[reader.node] for reader in readers]
+    return next((place for place in found if place.role == "lm_head"), found[0])

@@ -25,6 +25,14 @@ class Head:
 
 
 @dataclass(frozen=True)
+class QuantizedHead:
+    """A MatMulNBits behind one output."""
+
+    output: ir.Value
+    node: ir.Node
+
+
+@dataclass(frozen=True)
 class NoHead:
     """An output that no projection yields, and why."""
 
@@ -32,7 +40,7 @@ class NoHead:
     reason: str
 
 
-def find_heads(model: TailorModel) -> list[Head | NoHead]:
+def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     """Return the heads of the model, one for each output that may be logits.
 
     An output called `logits` is taken at its word and reported even where no head is found behind it; without one,
@@ -41,10 +49,17 @@ def find_heads(model: TailorModel) -> list[Head | NoHead]:
     floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None]
     named = [value for value in floats if "logits" in (value.name or "").lower()]
     found = [head for value in named or floats for head in _behind(value, value)]
-    return [head for head in found if named or isinstance(head, Head)]
+    return [head for head in found if named or not isinstance(head, NoHead)]
 
 
-def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | NoHead]:
+def head_nodes(model: TailorModel) -> list[ir.Node]:
+    """Return the nodes that multiply by the heads' weights, float or quantized."""
+    heads = find_heads(model)
+    quantized = [head.node for head in heads if isinstance(head, QuantizedHead)]
+    return [head.projection.node for head in heads if isinstance(head, Head)] + quantized
+
+
+def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | QuantizedHead | NoHead]:
     """Walk from the value `output` back to the projections that yield it: two where an If chooses between them."""
     while value is not None:
         node = value.producer()
@@ -55,7 +70,7 @@ def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | NoHead]:
             branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
             return [head for branch in branches for head in _behind(output, branch.outputs[index])]
         if node.domain == MICROSOFT and node.op_type == "MatMulNBits":
-            return [NoHead(output, f"its head {node.name} is quantized already")]
+            return [QuantizedHead(output, node)]
         matched = match_projection(node)
         if isinstance(matched, Projection):
             return [Head(output, matched)]

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx_tailor.graph import receipt
 from onnx_tailor.graph.candidates import Candidate, find_candidates
 from onnx_tailor.graph.constants import Matrix
-from onnx_tailor.graph.heads import NoHead, find_heads
+from onnx_tailor.graph.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
 from onnx_tailor.graph.model import TailorModel, attribute
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
-from onnx_tailor.graph.roles import place
+from onnx_tailor.graph.roles import Place, find_places
 from onnx_tailor.graph.size import measure
 from onnx_tailor.graph.tables import find_tables
 from onnx_tailor.report import Size
@@ -54,14 +54,10 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     tables = [{"node": t.node.name, **_weight(t.matrix), "bits": _bits(t.matrix)} for t in find_tables(model)] + [
         _quantized_table(found) for found in find_block_tables(model)
     ]
-    heads = [
-        {"output": head.output.name, "reason": head.reason}
-        if isinstance(head, NoHead)
-        else {"output": head.output.name, "node": head.projection.name, **_weight(head.projection.weight)}
-        for head in find_heads(model)
-    ]
+    places = find_places(model, head_nodes(model))
+    heads = [_head(head) for head in find_heads(model)]
     projections = [_projection(candidate) for candidate in find_candidates(model) if candidate.projections]
-    projections += [_quantized_projection(n) for n in model.nodes() if n.op_type == "MatMulNBits"]
+    projections += [_quantized_projection(n, places[n]) for n in model.nodes() if n.op_type == "MatMulNBits"]
     return FileInspection(
         model.path.name,
         measure(model, file_bytes),
@@ -79,7 +75,7 @@ def _tied(model: TailorModel) -> dict[str, str]:
         if isinstance(found, FoundTable) and any(_same_bytes(found.table.codes, other) for other in codes):
             return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
     tables = find_tables(model)
-    heads = [head for head in find_heads(model) if not isinstance(head, NoHead)]
+    heads = [head for head in find_heads(model) if isinstance(head, Head)]
     for head in heads:
         weight = head.projection.weight
         for table in (t for t in tables if t.matrix.view.shape == weight.view.shape):
@@ -126,23 +122,32 @@ def _projection(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _quantized_projection(node: Any) -> dict[str, Any]:
-    weight = node.inputs[1].name or ""
-    where = place(node, weight)
-    inputs = [value for value in node.inputs[1:4] if value is not None and value.const_value is not None]
-    role = where.role
-    if role is None and any(part in (node.name or "") + weight for part in ("lm_head", "embed")):
-        role = "lm_head"
+def _head(head: Head | QuantizedHead | NoHead) -> dict[str, Any]:
+    if isinstance(head, NoHead):
+        return {"output": head.output.name, "reason": head.reason}
+    if isinstance(head, QuantizedHead):
+        return {"output": head.output.name, "node": head.node.name, **_quantized_weight(head.node)}
+    return {"output": head.output.name, "node": head.projection.name, **_weight(head.projection.weight)}
+
+
+def _quantized_projection(node: Any, where: Place) -> dict[str, Any]:
     return {
         "node": node.name,
-        "weight": weight,
+        **_quantized_weight(node),
+        "layer": where.layer,
+        "role": where.role,
+        "recognised_by": where.recognised_by,
+    }
+
+
+def _quantized_weight(node: Any) -> dict[str, Any]:
+    inputs = [value for value in node.inputs[1:4] if value is not None and value.const_value is not None]
+    return {
+        "weight": node.inputs[1].name or "",
         "shape": [attribute(node, "N", 0), attribute(node, "K", 0)],
         "dtype": "UINT8",
         "bytes": sum(value.const_value.nbytes for value in inputs),
         "bits": attribute(node, "bits", 4),
-        "layer": where.layer,
-        "role": role,
-        "recognised_by": where.recognised_by,
     }
 
 

@@ -25,7 +25,7 @@ from onnx_tailor.weights.tensors import Blob, WeightTensor
 
 Preset = Literal["rtn", "k_quant", "rtn_last", "k_quant_last", "k_quant_mixed"]
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
-_MIXED_ROLES = frozenset({"qkv", "v", "down"})
+_MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,11 @@ class Quantize(Pass):
         candidates = find_candidates(model)
         rules = select(self.nodes, candidates)
         layers = layer_count(candidates)
-        if self.method == "k_quant_mixed" and layers == 0:
+        inner = any(c.projections and c.place.role != "lm_head" for c in candidates)
+        if self.method == "k_quant_mixed" and layers == 0 and inner:
             raise ModelError(
-                f"{model.path}: k_quant_mixed gives bits by layer, but no name in this model tells a layer; "
-                "use k_quant_last, or `nodes`"
+                f"{model.path}: k_quant_mixed gives bits by layer, but neither structure nor names tell this model's "
+                "layers; use k_quant_last, or `nodes`"
             )
         yield from _unusable(model)
         otherwise = "bits" if self.method in {"rtn", "k_quant"} else "method"
@@ -244,6 +245,9 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
 
 def _unusable(model: TailorModel) -> Iterator[Skip]:
     """Yield the multiplications by a constant that are no projection, with the reason."""
+    quantized = sum(node.op_type == "MatMulNBits" for node in model.nodes())
+    if quantized:
+        yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
     for node in list(model.nodes()):
         found = match_projection(node)
         if isinstance(found, str) and is_constant(node.inputs[1]):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import Matrix
-from onnx_tailor.graph.heads import NoHead, find_heads
+from onnx_tailor.graph.heads import NoHead, QuantizedHead, find_heads
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, wrap_gemm
 from onnx_tailor.graph.tables import Table, find_tables
@@ -49,6 +49,9 @@ class TieEmbeddings(Pass):
             where = head.output.name or ""
             if isinstance(head, NoHead):
                 results.append(Skip(where=where, reason=head.reason))
+                continue
+            if isinstance(head, QuantizedHead):
+                results.append(Skip(where=where, reason=f"its head {head.node.name} is quantized already"))
                 continue
             found = match(head.projection, tables, force=self.force)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))

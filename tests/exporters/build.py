@@ -1,0 +1,130 @@
+"""Build the matrix: one child process for each export, one after another, each with a time limit.
+
+`python build.py OUT --python torch=VENV/bin/python --python optimum=... --python genai=...`; see README.md.
+An export that fails leaves a folder with manifest.json alone, which holds the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Named here too, because this process imports neither torch nor transformers.
+DECODERS = ("llama", "llama-untied", "qwen3", "phi3", "phi4", "gpt2", "gemma3", "qwen3-moe", "lfm2")
+SEQ2SEQ = ("t5", "bart", "whisper")
+MASKED = ("bert", "modernbert")
+EXPORTERS = (("dynamo", "torch"), ("torchscript", "torch"), ("optimum-past", "optimum"), ("optimum", "optimum"))
+DTYPES = ("fp32", "fp16", "bf16")
+GENAI = (
+    "fp32",
+    "fp16",
+    "int4",
+    "int4-k_quant",
+    "int4-rtn",
+    "int4-asymmetric",
+    "int4-k_quant_last",
+    "int4-k_quant_mixed",
+    "int8",
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """One cell of the matrix."""
+
+    exporter: str
+    family: str
+    dtype: str
+    environment: str
+    """Which of the virtual environments runs it."""
+    command: tuple[str, ...]
+    """Script and arguments before the output folder."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"{self.exporter}-{self.family}-{self.dtype}"
+
+
+def exports() -> list[Export]:
+    """Return every cell, the broadest coverage first."""
+    found = []
+    for dtype in DTYPES:
+        for exporter, environment in EXPORTERS:
+            script = f"{environment}_export.py"
+            found += [
+                Export(exporter, family, dtype, environment, (script, exporter, family, dtype))
+                for family in (*DECODERS, *SEQ2SEQ, *MASKED)
+                if exporter != "optimum-past" or family not in MASKED
+            ]
+    for kind in GENAI:
+        script = "genai_export.py"
+        found += [Export("genai", family, kind, "genai", (script, family, kind)) for family in (*DECODERS, "whisper")]
+    return found
+
+
+def build(export: Export, python: str, out: Path, limit: float) -> dict[str, object]:
+    """Run one export in a child and return its manifest."""
+    folder, started = out / export.name, time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [python, str(HERE / export.command[0]), *export.command[1:], str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = None if done.returncode == 0 else (_last_error(lines) or f"exit status {done.returncode}")
+    except subprocess.TimeoutExpired:
+        reason = f"not done after {limit:.0f} s"
+    if reason is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    versions = folder / "versions.json"
+    manifest = {
+        "exporter": export.exporter,
+        "family": export.family,
+        "dtype": export.dtype,
+        "reason": reason,
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": json.loads(versions.read_text()) if versions.exists() else {},
+    }
+    versions.unlink(missing_ok=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _last_error(lines: list[str]) -> str | None:
+    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "Exit"))]
+    return (errors or lines or [None])[-1]
+
+
+def main() -> None:
+    """Build what is asked for and print one line for each export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--python", action="append", default=[], metavar="ENVIRONMENT=PATH")
+    parser.add_argument("--only", default="*", help="a pattern of names, such as 'dynamo-*-fp16'")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one export")
+    parser.add_argument("--missing", action="store_true", help="leave alone what was built before")
+    options = parser.parse_args()
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    for export in exports():
+        if export.environment not in pythons or not fnmatch.fnmatch(export.name, options.only):
+            continue
+        if options.missing and (options.out / export.name / "manifest.json").exists():
+            continue
+        manifest = build(export, pythons[export.environment], options.out, options.limit)
+        print(f"{export.name}: {manifest['reason'] or 'built'} ({manifest['seconds']} s)", flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

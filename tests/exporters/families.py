@@ -1,0 +1,152 @@
+"""The families of the matrix: tiny configurations and random weights that let mistakes show.
+
+Every weight is random, norms and biases too, so that a lost bias or a row out of place changes the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY, HIDDEN, INNER, LAYERS = 384, 64, 96, 2
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_SEQ2SEQ = {
+    "vocab_size": VOCABULARY,
+    "d_model": HIDDEN,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_ffn_dim": INNER,
+    "decoder_ffn_dim": INNER,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 2,
+}
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+# family: (class of the model, class of its configuration, options beyond the library's defaults)
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**_DECODER, "tie_word_embeddings": True}),
+    "llama-untied": ("LlamaForCausalLM", "LlamaConfig", {**_DECODER, "tie_word_embeddings": False}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_DECODER, "head_dim": 16, "tie_word_embeddings": True}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {**_DECODER, "tie_word_embeddings": False}),
+    "phi4": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {**_DECODER, "hidden_size": 128, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    ),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {**_DECODER, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+    ),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": HIDDEN,
+            "d_kv": 16,
+            "d_ff": INNER,
+            "num_layers": LAYERS,
+            "num_decoder_layers": LAYERS,
+            "num_heads": 4,
+            "feed_forward_proj": "relu",
+            "tie_word_embeddings": True,
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "bart": ("BartForConditionalGeneration", "BartConfig", {**_SEQ2SEQ, "max_position_embeddings": 128}),
+    "whisper": (
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        {**_SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 64},
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {**_DECODER, **_EXPERTS, "head_dim": 16, "tie_word_embeddings": False},
+    ),
+    "bert": ("BertForMaskedLM", "BertConfig", _ENCODER),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        {**_ENCODER, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        "Lfm2Config",
+        {
+            **_DECODER,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "conv_L_cache": 3,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+ENCODERS = frozenset({"bert", "modernbert"})
+SEQ2SEQ = frozenset({"t5", "bart", "whisper"})
+
+
+def build(family: str, dtype: str, *, inner: int = INNER) -> Any:
+    """Return the model of a family in eval mode, the same on every call."""
+    class_name, config_name, options = FAMILIES[family]
+    replaced = {key: inner for key in ("intermediate_size", "d_ff") if key in options}
+    config = getattr(transformers, config_name)(**{**options, **replaced})
+    config._experts_implementation = "batched_mm"  # the one that torch.onnx knows
+    config._attn_implementation = "eager" if family in SEQ2SEQ | {"gpt2"} else "sdpa"
+    torch.manual_seed(20)
+    model = getattr(transformers, class_name)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # a tied weight comes once
+            noise = torch.randn(parameter.shape)
+            if parameter.dim() > 1:
+                parameter.copy_(0.08 * noise)
+            else:  # norms stay near their neutral value, whichever it is, and biases near 0
+                parameter.add_(0.15 * noise)
+        for name, buffer in model.named_buffers():
+            if "logits_bias" in name:
+                buffer.copy_(0.3 * torch.randn(buffer.shape))
+    model.tie_weights()
+    return model.to(DTYPES[dtype])
