@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,11 +55,15 @@ class TailorModel:
         self._names.add(candidate)
         return candidate
 
-    def initializer(self, tensor: WeightTensor, name: str) -> ir.Value:
+    def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """Register `tensor` in the main graph, where every subgraph sees it, and return its value."""
         name = self.fresh(name)
-        tensor = tensor.renamed(name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        if isinstance(tensor, WeightTensor):
+            tensor = tensor.renamed(name)
+        else:
+            tensor.name = name
+        shape = ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -73,12 +77,7 @@ class TailorModel:
         found = existing.const_value if existing is not None else None
         if existing is not None and found is not None and _equal(found, tensor):
             return existing
-        name = self.fresh(name)
-        tensor.name = name
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        value.shape = ir.Shape(tensor.shape.numpy())
-        self.graph.register_initializer(value)
-        return value
+        return self.initializer(tensor, name)
 
     def insert_before(
         self,
@@ -87,7 +86,7 @@ class TailorModel:
         inputs: Sequence[ir.Value | None],
         *,
         domain: str = "",
-        attributes: dict[str, int | float | str | Sequence[int]] | None = None,
+        attributes: Mapping[str, int | float | str | Sequence[int] | ir.Attr] | None = None,
         name: str,
         dtype: ir.DataType | None = None,
         shape: ir.Shape | None = None,

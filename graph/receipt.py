@@ -79,9 +79,14 @@ def _with_error(change: Change, sums: Mapping[str, ErrorSums]) -> Change:
 
 def _error_sums(model: TailorModel) -> dict[str, ErrorSums]:
     """Return the sums of each quantized weight, by the weight's name."""
-    jobs = {}
+    jobs: dict[str, dict[QuantizeJob, QuantizeJob]] = {}  # several where a weight was divided afterwards
     for value in weight_tensors(model):
         tensor = value.const_value
         if isinstance(tensor, WeightTensor) and isinstance(tensor.blob.job, QuantizeJob):
-            jobs[tensor.blob.job.name] = tensor.blob.job
-    return {name: job.errors.total() for name, job in jobs.items() if job.errors.covers(job.tiles())}
+            job = tensor.blob.job
+            jobs.setdefault(job.name, {}).setdefault(job, job)
+    return {
+        name: sum((job.errors.total() for job in parts), ErrorSums())
+        for name, parts in jobs.items()
+        if all(job.errors.covers(job.tiles()) for job in parts)
+    }

@@ -9,10 +9,23 @@ from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.passes.reshape_dim import ReshapeDim
 from onnx_tailor.passes.rewrite_rules import RewriteRules
 from onnx_tailor.passes.tie_embeddings import TieEmbeddings
+from onnx_tailor.passes.unpack_matmul import UnpackMatMul
 
-OWN: Mapping[str, type[Pass]] = {p.name: p for p in (TieEmbeddings, Quantize, ReshapeDim, GraphSurgeon, RewriteRules)}
+_OWN: tuple[type[Pass], ...] = (UnpackMatMul, TieEmbeddings, Quantize, ReshapeDim, GraphSurgeon, RewriteRules)
+OWN: Mapping[str, type[Pass]] = {p.name: p for p in _OWN}
 _OTHERS, BROKEN = discover(OWN)
 """`BROKEN`: why an installed package's pass cannot be had, by its name."""
 PASSES: Mapping[str, type[Pass]] = {**OWN, **_OTHERS}
 
-__all__ = ["BROKEN", "OWN", "PASSES", "GraphSurgeon", "Pass", "Quantize", "ReshapeDim", "RewriteRules", "TieEmbeddings"]
+__all__ = [
+    "BROKEN",
+    "OWN",
+    "PASSES",
+    "GraphSurgeon",
+    "Pass",
+    "Quantize",
+    "ReshapeDim",
+    "RewriteRules",
+    "TieEmbeddings",
+    "UnpackMatMul",
+]

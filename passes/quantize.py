@@ -144,7 +144,9 @@ def rewrite(
     name = candidate.name
     table = _table(model, candidate, job)
     for projection in candidate.projections:
-        _matmul(model, projection, table, accuracy_level)
+        current = match_projection(projection.node)  # what it reads may have been rewritten since it was found
+        assert isinstance(current, Projection)
+        _matmul(model, current, table, accuracy_level)
     layout = target.layout(table.form) if candidate.tables else None
     for reader in candidate.tables:
         assert layout is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,10 @@ class QuantizeJob:
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows."""
         return self.view.tiles()
+
+    def rows(self, start: int, stop: int) -> QuantizeJob:
+        """Return the job for the rows `start` to `stop`: every row is quantized by itself, so its bits are the same."""
+        return replace(self, view=self.view.rows(start, stop), errors=ErrorLog())
 
     def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
         """Quantize the rows of one tile.
