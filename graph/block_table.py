@@ -12,7 +12,7 @@ takes uint8 data of any rank with gather_axis 0 and quantize_axis the last axis.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -30,7 +30,7 @@ _DEEP = frozenset({"shared", "correction", "plain"})
 
 @dataclass(frozen=True)
 class BlockTable:
-    """A quantized table as values of the graph, in MatMulNBits' shapes."""
+    """A quantized table as values of the graph: the bytes that MatMulNBits reads, under whatever shapes."""
 
     name: str
     """What new initializers are named after."""
@@ -40,20 +40,17 @@ class BlockTable:
     """[V, blocks]"""
     zero_points: ir.Value | None
     """uint8 [V, ceil(blocks*bits/8)]"""
+    rows: int
+    """V, the vocabulary."""
     columns: int
     """K: columns without padding."""
     bits: int
     block_size: int
 
     @property
-    def rows(self) -> int:
-        """V, the vocabulary."""
-        return tensor_of(self.codes).dims[0]
-
-    @property
     def blocks(self) -> int:
-        """Blocks in a row."""
-        return tensor_of(self.scales).dims[1]
+        """Blocks in a row; the last may be padded."""
+        return -(-self.columns // self.block_size)
 
     @property
     def form(self) -> TableForm:
@@ -73,6 +70,7 @@ def gather(
 ) -> ir.Value:
     """Insert before `anchor` the nodes that gather the rows `ids` in `layout`; return [..., K] of type `dtype`."""
     kind = tensor_of(table.scales).dtype
+    table = _in_shape(model, table)
     if layout == "plain":
         result = gather_plain(model, anchor, (table.codes, table.scales, table.zero_points), ids, table.bits, name)
     else:
@@ -89,6 +87,28 @@ def gather(
             anchor, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/cast", dtype=dtype
         )
     return result
+
+
+def _in_shape(model: TailorModel, table: BlockTable) -> BlockTable:
+    """Return the table with its values in MatMulNBits' own shapes."""
+    shape = (table.rows, table.blocks)
+    codes = _shaped(model, table.codes, (*shape, table.block_size * table.bits // 8))
+    points = table.zero_points
+    if points is not None:
+        points = _shaped(model, points, (table.rows, -(-table.blocks * table.bits // 8)))
+    return replace(table, codes=codes, scales=_shaped(model, table.scales, shape), zero_points=points)
+
+
+def _shaped(model: TailorModel, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    """Return `value` itself if it has the shape, else an initializer of the model with it, on the same bytes."""
+    tensor = tensor_of(value)
+    if tensor.dims == shape:
+        return value
+    for other in list(model.graph.initializers.values()):
+        found = WeightTensor.of_value(other) if other.dtype == tensor.dtype else None
+        if found is not None and found.blob == tensor.blob and found.dims == shape:
+            return other
+    return model.initializer(tensor.reshaped(shape, ""), value.name or "table")
 
 
 def _gather_blocks(
@@ -144,16 +164,20 @@ def _operands(
 
 
 def _corrections(model: TailorModel, table: BlockTable) -> ir.Value:
+    job = correction_job(table)
+    assert job is not None
+    tensor = WeightTensor(Blob(job, "corrections"), tensor_of(table.scales).dtype, (table.rows, table.blocks, 1))
+    return model.initializer(tensor, f"{table.name}_corrections")
+
+
+def correction_job(table: BlockTable) -> QuantizeJob | CorrectionJob | None:
+    """Return what computes the corrections of a table with zero points; None where its parts are not at hand."""
     scales = tensor_of(table.scales)
     assert table.zero_points is not None
-    job = scales.blob.job
-    if isinstance(job, QuantizeJob):
-        blob = Blob(job, "corrections")
-    else:
-        points = tensor_of(table.zero_points).view
-        assert scales.view is not None
-        assert points is not None
-        blob = Blob(CorrectionJob(scales.view, points, table.bits), "corrections")
-    return model.initializer(
-        WeightTensor(blob, scales.dtype, (table.rows, table.blocks, 1)), f"{table.name}_corrections"
-    )
+    if isinstance(scales.blob.job, QuantizeJob):
+        return scales.blob.job
+    points = tensor_of(table.zero_points)
+    if scales.view is None or points.view is None:
+        return None
+    rows = points.view.reshape((table.rows, points.size // table.rows))
+    return CorrectionJob(scales.view.reshape((table.rows, table.blocks)), rows, table.bits)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import BlockTable
+from onnx_tailor.graph.broken_table import attribute_faults, float_table, lost_table, shape_faults
+from onnx_tailor.graph.layout_tail import Tail, layout_tail
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
+from onnx_tailor.graph.nbits_weight import blob_of, nbits_table, readers_of
 from onnx_tailor.graph.plain_table import PlainRows, read_plain
 from onnx_tailor.weights.tensors import WeightTensor
-
-_ATTRIBUTES = ("bits", "block_size", "gather_axis", "quantize_axis")
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class FoundTable:
     table: BlockTable
     ids: ir.Value
     layout: str
-    """`alias`, `shared`, `correction`, `plain` or `reshape`."""
-    explicit: bool
-    """All four attributes are written."""
+    """`alias`, `shared`, `correction`, `plain` or `reshape`; `broken` where it is none of them."""
     output: ir.Value
     """[..., K]: where the gathered rows are whole."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the way it is written, though its meaning is certain."""
+    certainty: str = ""
+    """How the meaning of a broken one is known."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ class Unread:
 
 
 def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
-    """Return every quantized table of which rows are gathered."""
+    """Return every quantized table of which rows are gathered; edits nothing."""
     found: list[FoundTable | Unread] = []
-    for node in list(model.nodes()):
+    for node in model.nodes():
         plain = read_plain(node)
         if plain is not None:
             found.append(_plain(node, plain))
@@ -54,132 +57,106 @@ def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
 def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
     codes = WeightTensor.of_value(plain.codes)
     assert codes is not None
-    blocks, block = codes.dims[1], codes.dims[2] * 8 // plain.bits
-    output, columns, _ = _tail(node, plain.output, deep=True, padded=blocks * block)
+    rows, blocks, blob = codes.dims
+    block = blob * 8 // plain.bits
+    tail = layout_tail(plain.output, deep=True, padded=blocks * block)
     name = plain.codes.name or "table"
-    table = BlockTable(name, plain.codes, plain.scales, plain.zero_points, columns, plain.bits, block)
-    return FoundTable(node, table, plain.ids, "plain", explicit=True, output=output)
+    table = BlockTable(name, plain.codes, plain.scales, plain.zero_points, rows, tail.columns, plain.bits, block)
+    return FoundTable(node, table, plain.ids, "plain", tail.output)
 
 
 def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
     """Return the table that the GatherBlockQuantized `node` reads, or the reason why its meaning is not certain."""
-    bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
-    data, scales = node.inputs[0], node.inputs[2]
-    points = node.inputs[3] if len(node.inputs) > 3 else None
-    reshaped = data is not None and is_op(data.producer(), "Reshape")
-    if reshaped and data is not None:
-        data = data.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
-    reason = _objection(node, data, scales, points, bits)
-    if reason is not None:
-        return reason
-    assert data is not None
-    assert scales is not None
-    codes, scale = WeightTensor.of_value(data), WeightTensor.of_value(scales)
-    blob = block * bits // 8
-    if codes is None or scale is None or blob == 0 or codes.nbytes % blob:
-        return f"its data {data.name} holds no whole blocks of {block} weights in {bits} bits"
-    rows = codes.dims[0]
-    blocks = codes.nbytes // blob // rows
-    if scale.size != rows * blocks:
-        return f"its scales {list(scale.dims)} do not fit {rows} rows of {blocks} blocks"
-    deep = len(codes.dims) == 3 and not reshaped
-    output, columns, corrected = _tail(node, node.outputs[0], deep=deep, padded=blocks * block)
-    name = (data.name or "table").removesuffix("_2d")
-    table = BlockTable(
-        name,
-        _shaped(model, data, (rows, blocks, blob)),
-        _shaped(model, scales, (rows, blocks)),
-        _points(model, node, points, rows, -(-blocks * bits // 8)),
-        columns,
-        bits,
-        block,
+    ids = node.inputs[1] if len(node.inputs) > 1 else None
+    if ids is None:
+        return "it has no indices"
+    data = node.inputs[0]
+    reshape = data.producer() if data is not None else None
+    if reshape is not None and is_op(reshape, "Reshape"):
+        data = reshape.inputs[0]
+    else:
+        reshape = None
+    codes = WeightTensor.of_value(data) if data is not None else None
+    if data is None or codes is None or codes.dtype != ir.DataType.UINT8 or 0 in codes.dims or not codes.dims:
+        return _mended(model, node, ids, data)
+    own = _own_table(node, data, codes)
+    table = _through_the_head(model, node, data, own)
+    if isinstance(table, str):
+        return table
+    deep = len(codes.dims) == 3 and reshape is None
+    tail = layout_tail(node.outputs[0], deep=deep, padded=table.blocks * table.block_size)
+    table = replace(table, columns=tail.columns)
+    layout = "shared" if deep else "reshape" if reshape is not None else "alias"
+    if tail.corrections is not None:
+        corrected = _corrected(model, data, table, tail)
+        if corrected is None:
+            return f"what is added to its rows, {tail.corrections.name}, is not the correction of a known head"
+        layout, table = "correction", corrected
+    faults = (
+        *attribute_faults(node, table, last_axis=2 if deep else 1),
+        *shape_faults(node, table, reshape, deep=deep),
     )
-    ids = node.inputs[1]
-    assert ids is not None
-    if corrected is False:
-        return "its correction is unknown"
-    layout = "correction" if corrected else "shared" if deep else "reshape" if reshaped else "alias"
-    explicit = all(attribute_ in node.attributes for attribute_ in _ATTRIBUTES)
-    return FoundTable(node, table, ids, layout, explicit=explicit, output=output)
+    if table.zero_points is not None and layout != "correction" and (len(node.inputs) < 4 or node.inputs[3] is None):
+        faults += (f"it has no zero points, but the head on the same codes has {table.zero_points.name}",)
+    return FoundTable(node, table, ids, layout, tail.output, faults, "the head reads the same bytes" if faults else "")
 
 
-def _objection(
-    node: ir.Node, data: ir.Value | None, scales: ir.Value | None, points: ir.Value | None, bits: int
-) -> str | None:
+def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | None) -> FoundTable | str:
+    """Read a node whose data are no quantized codes at all."""
+    found = lost_table(model, node, data) if data is None or data.const_value is None else float_table(model, data)
+    if isinstance(found, str):
+        return found
+    table, fault, certainty = found
+    return FoundTable(node, table, ids, "broken", node.outputs[0], (fault,), certainty)
+
+
+def _own_table(node: ir.Node, data: ir.Value, codes: WeightTensor) -> BlockTable | str:
+    """Read the node by its own attributes and shapes."""
+    bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
+    scales, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
     if attribute(node, "gather_axis", 0) != 0:
         return "it gathers along another axis than the first"
-    for what, value in (("data", data), ("scales", scales)):
-        if value is None or WeightTensor.of_value(value) is None:
-            return f"its {what} are no stored weight"
-    if data is None or data.dtype != ir.DataType.UINT8:
-        return f"its data are {data.dtype if data is not None else None}, not uint8 bytes"
-    if bits not in {2, 4, 8}:
-        return f"it has {bits} bits"
-    if points is not None and (WeightTensor.of_value(points) is None or points.dtype != ir.DataType.UINT8):
+    if bits not in {2, 4, 8} or block < 16:
+        return f"it has {bits} bits in blocks of {block}"
+    scale = WeightTensor.of_value(scales) if scales is not None else None
+    if scales is None or scale is None:
+        return "its scales are no stored weight"
+    rows, blob = codes.dims[0], block * bits // 8
+    blocks = codes.nbytes // blob // rows
+    if codes.nbytes != rows * blocks * blob:
+        return f"its data {data.name} are no {rows} rows of whole blocks of {block} weights in {bits} bits"
+    if scale.size != rows * blocks:
+        return f"its scales {list(scale.dims)} do not fit {rows} rows of {blocks} blocks"
+    point = WeightTensor.of_value(points) if points is not None else None
+    if points is not None and (point is None or point.dtype != ir.DataType.UINT8):
         return "its zero points are no stored uint8 weight"
+    if point is not None and point.nbytes != rows * -(-blocks * bits // 8):
+        return f"its zero points {list(point.dims)} are not packed along rows of {blocks} blocks in {bits} bits"
+    name = (data.name or "table").removesuffix("_2d")
+    padded = blocks * block
+    return BlockTable(name, data, scales, points, rows, padded, bits, block)
+
+
+def _through_the_head(model: TailorModel, node: ir.Node, data: ir.Value, own: BlockTable | str) -> BlockTable | str:
+    """Believe the MatMulNBits on the same codes about their form; it has every attribute and exact shapes."""
+    scales, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    for head in readers_of(model, data):
+        table = nbits_table(head)
+        if isinstance(table, str):
+            continue
+        same_scales = (
+            scales is None or WeightTensor.of_value(scales) is None or blob_of(scales) == blob_of(table.scales)
+        )
+        same_points = points is None or blob_of(points) in {None, blob_of(table.zero_points)}
+        if same_scales and same_points:
+            return table
+    return own
+
+
+def _corrected(model: TailorModel, data: ir.Value, table: BlockTable, tail: Tail) -> BlockTable | None:
+    """Return the table with the zero points that its corrections stand for: those of the head on the same codes."""
+    for head in readers_of(model, data):
+        full = nbits_table(head)
+        if not isinstance(full, str) and full.zero_points is not None and tail.corrects(full):
+            return replace(table, zero_points=full.zero_points)
     return None
-
-
-def _shaped(model: TailorModel, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-    """Return `value` itself if it has the shape, else an initializer of the model with it, on the same bytes."""
-    tensor = WeightTensor.of_value(value)
-    assert tensor is not None
-    if tensor.dims == shape:
-        return value
-    for other in list(model.graph.initializers.values()):
-        found = WeightTensor.of_value(other) if other.dtype == tensor.dtype else None
-        if found is not None and found.blob == tensor.blob and found.dims == shape:
-            return other
-    return model.initializer(tensor.reshaped(shape, ""), value.name or "table")
-
-
-def _points(model: TailorModel, node: ir.Node, points: ir.Value | None, rows: int, row_bytes: int) -> ir.Value | None:
-    if points is not None:
-        return _shaped(model, points, (rows, row_bytes))
-    if _correction(node) is None:
-        return None
-    # A corrected table keeps its zero points with the MatMulNBits that shares its codes.
-    for use in node.inputs[0].uses() if node.inputs[0] is not None else ():
-        if use.node.op_type == "MatMulNBits" and use.idx == 1 and len(use.node.inputs) > 3:
-            return use.node.inputs[3]
-    return None
-
-
-def _tail(node: ir.Node, value: ir.Value, *, deep: bool, padded: int) -> tuple[ir.Value, int, bool | None]:
-    """Follow the nodes of the layout behind `value`. Return the last value, K, and whether a correction is known."""
-    corrected = None
-    if deep:
-        added = _correction(node)
-        if added is not None:
-            value = added.outputs[0]
-            corrected = any(reader.op_type == "MatMulNBits" for reader in _readers(node.inputs[0]))
-        join = _only_user(value)
-        if is_op(join, "Reshape"):
-            value = join.outputs[0]  # type: ignore[union-attr]  # is_op has seen it
-    cut = _only_user(value)
-    if is_op(cut, "Slice") and cut is not None and len(cut.inputs) == 4:
-        bounds = [_integers(v) for v in cut.inputs[1:4]]
-        if bounds[0] == [0] and bounds[2] == [-1] and bounds[1] is not None and bounds[1][0] < padded:
-            return cut.outputs[0], bounds[1][0], corrected
-    return value, padded, corrected
-
-
-def _correction(node: ir.Node) -> ir.Node | None:
-    add = _only_user(node.outputs[0])
-    if not is_op(add, "Add") or add is None:
-        return None
-    return add if any(v is not None and is_op(v.producer(), "Gather") for v in add.inputs) else None
-
-
-def _only_user(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _readers(value: ir.Value | None) -> list[ir.Node]:
-    return [use.node for use in value.uses()] if value is not None else []
-
-
-def _integers(value: ir.Value | None) -> list[int] | None:
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]

@@ -198,6 +198,7 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
         model.initializer(codes, f"{name}_q{fmt.bits}"),
         model.initializer(scales, f"{name}_scales"),
         points,
+        rows,
         columns,
         fmt.bits,
         fmt.block_size,

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.block_table import gather
+from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.passes.base import Pass
@@ -52,19 +52,28 @@ class ReshapeDim(Pass):
         if layout == "auto" or objection is not None:
             layout = target.layout(form)  # type: ignore[assignment]  # the data names layouts as text
         where = node.name or ""
-        if found.layout == layout and found.explicit and objection is None:
+        if found.layout == layout and not found.faults and objection is None:
             return Skip(where=where, reason=f"its layout is {layout} and its attributes are explicit already")
         before = found.layout
         rewrite(model, found, layout)
         reason = f" instead of {self.layout}, which is wrong on {target.name}: {objection}" if objection else ""
+        if found.faults:
+            reason += f"; mended: {'; '.join(found.faults)}"
         return Change(
-            where=where, what=f"layout {layout}{reason}", details={"layout_before": before, "layout_after": layout}
+            where=where,
+            what=f"layout {layout}{reason}",
+            details={
+                "layout_before": before,
+                "layout_after": layout,
+                "faults": list(found.faults),
+                "certainty": found.certainty,
+            },
         )
 
 
-def rewrite(model: TailorModel, found: FoundTable, layout: str) -> None:
-    """Write the table's Gather anew in `layout`."""
+def rewrite(model: TailorModel, found: FoundTable, layout: str, table: BlockTable | None = None) -> None:
+    """Write the table's Gather anew in `layout`, or that of another `table` of equal values."""
     dtype = found.output.dtype or found.table.scales.dtype or ir.DataType.FLOAT
     name = model.retire(found.node) or "gather"
-    rows = gather(model, found.node, found.table, found.ids, layout, dtype, name)
+    rows = gather(model, found.node, table or found.table, found.ids, layout, dtype, name)
     model.replace(found.output, rows)

@@ -15,6 +15,7 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, wrap_gemm
 from onnx_tailor.graph.tables import Table, find_tables
 from onnx_tailor.passes.base import Pass
+from onnx_tailor.passes.tie_quantized import tie_quantized
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.compare import Comparison, compare
@@ -55,6 +56,7 @@ class TieEmbeddings(Pass):
                 continue
             found = match(head.projection, tables, force=self.force)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))
+        results.extend(tie_quantized(model, target))
         if not heads:
             results.append(Skip(where=model.path.name, reason="no output of the model comes from a projection"))
         model.sweep()

@@ -104,7 +104,7 @@ def test_a_layout_is_read_as_what_it_is(tmp_path: Path, layout: str, bits: int, 
     before = found(build(tmp_path, case))
     path = convert(tmp_path / "model.onnx", tmp_path, layout)
     after = found(path)
-    assert (after.layout, after.explicit) == (layout, True)
+    assert (after.layout, after.faults) == (layout, ())
     for field in ("rows", "blocks", "columns", "bits", "block_size", "form"):
         assert getattr(after.table, field) == getattr(before.table, field)
 

@@ -1,0 +1,76 @@
+"""The part of `tie-embeddings` for heads that are quantized already: the table reads the head's codes.
+
+Before: Gather(E, ids) or GatherBlockQuantized(own copy) ... MatMulNBits(h, B, scales, zero_points)
+After:  the rows gathered from B, scales and zero_points in the target's layout; E is dropped
+The head stays bit for bit. A float table's rows move by the quantizer's rounding, which the head's have done already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx_tailor.graph.block_table import BlockTable, gather, tensor_of
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
+from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.same_table import SameTable, same_block_table, same_float_table
+from onnx_tailor.graph.tables import Table, find_tables
+from onnx_tailor.passes.reshape_dim import rewrite
+from onnx_tailor.report import Change, Skip
+from onnx_tailor.targets import Target
+
+
+def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]:
+    """Let every token table whose values are a quantized head's read that head's codes, by proof."""
+    for table in find_tables(model):
+        found = same_float_table(model, table.matrix.view)
+        if found is not None:
+            yield _tie(model, target, table, found) if found.rounding.same else _miss(table, found)
+    for other in find_block_tables(model):
+        if isinstance(other, FoundTable) and other.layout != "broken":
+            yield from _share(model, other)
+
+
+def _miss(table: Table, found: SameTable) -> Skip:
+    reason = f"the quantized head {found.head} is no rounding of its table {table.matrix.name}: {found.proof}"
+    return Skip(where=table.node.name or table.matrix.name, reason=reason)
+
+
+def _tie(model: TailorModel, target: Target, table: Table, found: SameTable) -> Change:
+    node, matrix = table.node, table.matrix
+    name, ids, layout = model.retire(node) or f"{matrix.name}/gather", node.inputs[1], target.layout(found.table.form)
+    assert ids is not None
+    rows = gather(model, node, found.table, ids, layout, matrix.dtype, name)
+    model.replace(node.outputs[0], rows)
+    return Change(
+        where=name,
+        what=f"reads the codes of the head {found.head} ({found.proof})",
+        bytes_before=matrix.view.nbytes + _bytes(found.table),
+        bytes_after=_bytes(found.table),
+        details={"layout": layout, "worst_steps": found.rounding.worst, "clipped": found.rounding.clipped},
+    )
+
+
+def _share(model: TailorModel, found: FoundTable) -> Iterator[Change]:
+    """Let a quantized table with bytes of its own read the head's, if those are equal."""
+    own = blob_of(found.table.codes)
+    heads = [(node, table) for node in nbits_nodes(model) if not isinstance(table := nbits_table(node), str)]
+    if own is None or any(blob_of(table.codes) == own for _, table in heads):
+        return
+    for node, table in heads:
+        if same_block_table(found.table, table):
+            where = found.node.name or ""
+            rewrite(model, found, found.layout, table)
+            yield Change(
+                where=where,
+                what=f"reads the codes of the head {node.name} (equal bytes)",
+                bytes_before=_bytes(found.table) + _bytes(table),
+                bytes_after=_bytes(table),
+                details={"layout": found.layout},
+            )
+            return
+
+
+def _bytes(table: BlockTable) -> int:
+    operands = (table.codes, table.scales, table.zero_points)
+    return sum(tensor_of(value).nbytes for value in operands if value is not None)

@@ -1,0 +1,143 @@
+"""Tables beside a head that is quantized already."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from quantized_models import FLOATS, IDS, Case, DataFile, Weights, build, feeds, run, save, weights
+
+from onnx_tailor import pipeline, recipe
+from onnx_tailor.quant import BlockFormat, quantize
+from onnx_tailor.report import Change, Report, Skip
+
+
+def tailor(model: Path, out: Path, target: str = "cpu", options: str = "") -> Report:
+    text = out.with_suffix(".yaml")
+    text.write_text(f"recipe: 1\npasses:\n  - tie-embeddings: {{{options}}}\n")
+    return pipeline.run(recipe.load(str(text)), model, out, target=target)
+
+
+def results(report: Report) -> tuple[list[Change], list[Skip]]:
+    (done,) = report.passes
+    return list(done.changes), list(done.skips)
+
+
+def beside(folder: Path, case: Case, method: str, table_dtype: str, *, seed: int = 0) -> tuple[Path, Weights]:
+    """Write a float Gather beside a MatMulNBits that `quantize` made of the same table."""
+    rng = np.random.default_rng(seed)
+    table = (rng.standard_normal((case.v, case.k)) * 0.02).astype(FLOATS[table_dtype])
+    fmt = BlockFormat(case.bits, case.block, case.symmetric, case.dtype)
+    q = quantize(table.astype(np.float32), fmt, method)
+    data = DataFile(folder / "model.onnx.data")
+    names = ["codes", "scales", *(["points"] if q.zero_points is not None else [])]
+    arrays = [q.codes, q.scales, *([q.zero_points] if q.zero_points is not None else [])]
+    initializers = [data.tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+    initializers.append(data.tensor("table", table))
+    float_type = helper.np_dtype_to_tensor_dtype(table.dtype)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="/embed"),
+        helper.make_node(
+            "MatMulNBits",
+            ["x", *names],
+            ["logits"],
+            name="/lm_head",
+            domain="com.microsoft",
+            K=case.k,
+            N=case.v,
+            bits=case.bits,
+            block_size=case.block,
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"]),
+            helper.make_tensor_value_info("x", case.scale_type, ["n", case.k]),
+        ],
+        [
+            helper.make_tensor_value_info("rows", float_type, ["b", "s", case.k]),
+            helper.make_tensor_value_info("logits", case.scale_type, ["n", case.v]),
+        ],
+        initializers,
+    )
+    return save(graph, data, folder / "model.onnx"), Weights(q.codes, q.scales, q.zero_points, table)
+
+
+FORMS = [
+    (Case(bits, symmetric, dtype, k=80, v=64), method, table)
+    for bits, symmetric, method in product((2, 4, 8), (True, False), ("rtn", "k_quant"))
+    for dtype, table in (("float32", "float32"), ("float16", "float16"), ("float32", "float16"))
+]
+
+
+@pytest.mark.parametrize(("case", "method", "table"), FORMS)
+def test_a_float_table_beside_its_quantized_head(tmp_path: Path, case: Case, method: str, table: str) -> None:
+    model, w = beside(tmp_path, case, method, table)
+    report = tailor(model, tmp_path / "out", options="required: true")
+    (change,), _ = results(report)
+    assert "all 5120 elements have the nearest code" in change.what
+    saved = report.before.weight_bytes - report.after.weight_bytes
+    assert w.values.nbytes - 200 < saved <= w.values.nbytes  # but for small shapes and constants
+    before, after = run(model, feeds(case)), run(tmp_path / "out" / model.name, feeds(case))
+    assert np.array_equal(before[1], after[1])
+    assert np.array_equal(after[0], after[1].T[IDS].astype(FLOATS[table]))
+    again = tailor(tmp_path / "out" / model.name, tmp_path / "again")
+    assert not results(again)[0]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda", "portable"])
+def test_the_layout_is_the_targets(tmp_path: Path, target: str) -> None:
+    model, _ = beside(tmp_path, Case(4, k=96, v=64), "rtn", "float32")
+    (change,), _ = results(tailor(model, tmp_path / "out", target))
+    assert change.details["layout"] == {"cpu": "plain", "cuda": "correction", "portable": "plain"}[target]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_one_element_of_another_table_is_enough(tmp_path: Path, bits: int) -> None:
+    case = Case(bits, v=64)
+    model, w = beside(tmp_path, case, "rtn", "float32")
+    step = float(np.abs(w.scales[9, 1]))
+    content = bytearray((tmp_path / "model.onnx.data").read_bytes())
+    (table,) = (t for t in onnx.load(model, load_external_data=False).graph.initializer if t.name == "table")
+    place = {e.key: e.value for e in table.external_data}
+    start = int(place["offset"]) + 4 * (9 * case.k + 40)
+    value = np.frombuffer(bytes(content[start : start + 4]), np.float32)[0]
+    moved = value - np.sign(value) * 0.8 * step  # inwards, so that it is not clipped
+    content[start : start + 4] = np.float32(moved).tobytes()
+    (tmp_path / "model.onnx.data").write_bytes(content)
+    changes, skips = results(tailor(model, tmp_path / "out"))
+    assert not changes
+    (reason,) = (s.reason for s in skips if "no rounding" in s.reason)
+    assert "1 of 4096 elements have another code than the nearest" in reason
+    assert "at row 9, column 40" in reason
+
+
+@pytest.mark.parametrize("layout", ["alias", "reshape"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_copy_shares_the_heads_bytes(tmp_path: Path, layout: str, bits: int) -> None:
+    case = Case(bits, v=512, layout="alias", own_copy=True)
+    model = build(tmp_path, case)
+    report = tailor(model, tmp_path / "out")
+    (change,), _ = results(report)
+    assert "equal bytes" in change.what
+    assert report.before.weight_bytes - report.after.weight_bytes == weights(case).codes.nbytes
+    before, after = run(model, feeds(case)), run(tmp_path / "out" / model.name, feeds(case))
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not results(tailor(tmp_path / "out" / model.name, tmp_path / "again"))[0]
+
+
+def test_a_quantized_copy_that_differs_stays(tmp_path: Path) -> None:
+    case = Case(4, v=512, layout="alias", own_copy=True)
+    model = build(tmp_path, case)
+    data = tmp_path / "model.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1  # the copy of the codes lies last
+    data.write_bytes(content)
+    changes, _ = results(tailor(model, tmp_path / "out"))
+    assert not changes
