@@ -7,9 +7,11 @@ import numpy.typing as npt
 
 from onnx_tailor.quant.format import SCALE_TYPES, BlockFormat, ErrorSums, Method, NonFiniteError, Quantized
 
+_KINDS = list(SCALE_TYPES.values())
+
 
 def quantize(
-    weight: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.generic],
     fmt: BlockFormat,
     method: Method,
     importance: npt.NDArray[np.float32] | None = None,
@@ -20,41 +22,67 @@ def quantize(
     least weighted error of the values as they are stored; it is never above that of `rtn`. A weight's error costs
     `importance` [K] (llama.cpp's imatrix: the mean square of the inputs that meet the column), 1 in blocks where that
     is zero throughout, and without it rms(block) + |x|, as in llama.cpp. `rtn` takes no notice of it.
+    A weight of float32, float16 or bfloat16 is read as it lies, by rows or (a transposed array) by columns.
 
     Raises:
         NonFiniteError: the weight holds a NaN or an infinity.
         ValueError: importance is not K finite values of at least zero.
     """
     from onnx_tailor.quant import kernels  # numba takes long to import, and most commands never quantize
+    from onnx_tailor.quant.search import NO_SEARCH, plan
 
     rows, k = weight.shape
+    source, kind, by_columns = _as_bytes(weight)
     blocks = fmt.blocks(k)
-    costs = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
-    if importance is not None and not (costs.shape == (k,) and bool(np.all((costs >= 0) & (costs < np.inf)))):
-        raise ValueError(f"importance must be {k} finite values of at least zero, one for each column")
     codes = np.empty((rows, blocks, fmt.blob_bytes), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     points = np.zeros((rows, fmt.zero_point_row_bytes(k)), np.uint8)
     sums = np.zeros(2)
-    kind = list(SCALE_TYPES).index(fmt.scale_dtype)
-    bad = kernels.quantize_rows(
-        np.ascontiguousarray(weight, np.float32),
-        costs,
-        np.int64(fmt.bits),
-        np.int64(fmt.block_size),
+    searching = plan(fmt.bits, symmetric=fmt.symmetric, weighted=importance is not None)
+    finite = kernels.quantize_tile(
+        source,
+        kind,
+        by_columns,
+        _checked(importance, k).view(np.uint8),
+        fmt.bits,
+        fmt.block_size,
         fmt.symmetric,
-        method == "k_quant",
-        np.int64(kind),
-        codes,
+        searching if method == "k_quant" else NO_SEARCH,
+        _KINDS.index(fmt.dtype),
+        (rows, k),
+        codes.reshape(-1).view(np.uint32),
         scales,
         points,
         sums,
     )
-    if bad >= 0:
-        row, column = divmod(int(bad), k)
+    if not finite:
+        row, column = map(int, np.argwhere(~np.isfinite(weight.astype(np.float32)))[0])
         raise NonFiniteError(row, column, float(weight[row, column]))
     stored = scales.astype(fmt.dtype, copy=False)
     return Quantized(codes, stored, None if fmt.symmetric else points, ErrorSums(float(sums[0]), float(sums[1])))
+
+
+def _as_bytes(weight: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.uint8], int, bool]:
+    """Return the weight's bytes, its type as an index of `_KINDS`, and whether they go by columns."""
+    if weight.dtype not in _KINDS:
+        weight = weight.astype(np.float32)
+    by_columns = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    rows = np.ascontiguousarray(weight.T if by_columns else weight)
+    return rows.reshape(-1).view(np.uint8), _KINDS.index(weight.dtype), by_columns
+
+
+def _checked(importance: npt.NDArray[np.float32] | None, k: int) -> npt.NDArray[np.float32]:
+    """Return the importance of K columns, empty where there is none.
+
+    Raises:
+        ValueError: it is not K finite values of at least zero.
+    """
+    if importance is None:
+        return np.empty(0, np.float32)
+    costs = np.ascontiguousarray(importance, np.float32)
+    if costs.shape != (k,) or not bool(np.all((costs >= 0) & (costs < np.inf))):
+        raise ValueError(f"importance must be {k} finite values of at least zero, one for each column")
+    return costs
 
 
 def unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:

@@ -97,9 +97,13 @@ class QuantizeJob:
         Raises:
             ModelError: the weight holds a NaN or an infinity.
         """
-        values = np.ascontiguousarray(self.view.rows(*tile).read(), dtype=np.float32)
         try:
-            result = quantize(values, self.format, self.method, self.importance.columns if self.importance else None)
+            result = quantize(
+                self.view.rows(*tile).read(),
+                self.format,
+                self.method,
+                self.importance.columns if self.importance else None,
+            )
         except NonFiniteError as error:
             raise ModelError(
                 f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which "

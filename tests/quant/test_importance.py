@@ -60,7 +60,7 @@ def test_sums_are_those_of_the_stored_values(fmt):
     x = _weights()
     result = quantize(x, fmt, "k_quant", _importance())
     again = error_sums(x, result, fmt)
-    assert result.sums.squared_error == pytest.approx(again.squared_error, rel=1e-12)
-    assert result.sums.squared_weight == pytest.approx(again.squared_weight, rel=1e-12)
+    assert result.sums.squared_error == pytest.approx(again.squared_error, rel=1e-5)
+    assert result.sums.squared_weight == pytest.approx(again.squared_weight, rel=1e-5)
     assert 0 < result.sums.relative_error < 1
     assert result.sums.signal_to_noise_db == pytest.approx(-20 * np.log10(result.sums.relative_error))

@@ -1,0 +1,104 @@
+"""Grids of codes as they can be stored: scale in its storage type, integer zero point; and what they cost."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# numba infers the types of compiled functions; annotations would only repeat them.
+
+import numpy as np
+from numba import njit
+
+from onnx_tailor.quant.lanes import (
+    WIDTH,
+    bits,
+    fabs,
+    fma,
+    from_bits,
+    greater,
+    lesser,
+    load,
+    rint,
+    splat,
+    where,
+)
+
+_F, _U = np.float32, np.uint32
+_TINY = 2.0**-126
+
+
+@njit(cache=True, nogil=True)
+def _rounded(scale, drop):
+    """Round to the nearest float with `drop` bits less, the even one of two."""
+    word = bits(scale)
+    odd = (word >> splat(_U(drop))) & splat(_U(1))
+    word = word + odd + splat(_U((1 << drop - 1) - 1))
+    return from_bits((word >> splat(_U(drop))) << splat(_U(drop)))
+
+
+@njit(cache=True, nogil=True)
+def stored(scale, unit, inverse, kind):
+    """Return the nearest scale that the storage type holds: never infinite, zero where it is too small.
+
+    `scale` and the result are in units of `unit`; `kind` counts as `format.SCALE_TYPES` does.
+    """
+    true = scale * unit
+    magnitude = fabs(true)
+    if kind == 0:
+        largest, result = splat(_F(3.4028234663852886e38)), true
+    elif kind == 1:
+        step = splat(_F(2.0**24))  # below 2^-14, float16 counts in steps of 2^-24
+        small = rint(true * step) / step
+        largest, result = splat(_F(65504.0)), where(magnitude < splat(_F(2.0**-14)), small, _rounded(true, 13))
+    else:
+        largest, result = splat(_F(3.3895313892515355e38)), _rounded(true, 16)
+    result = where(magnitude >= largest, where(true > splat(_F(0)), largest, -largest), result)
+    if kind != 1:
+        result = where(magnitude < splat(_F(_TINY)), splat(_F(0)), result)
+    return result * inverse
+
+
+@njit(cache=True, nogil=True)
+def zero_point(minimum, scale, maxq):
+    """Return the code that stands for zero where `minimum` has code 0; any where scale is 0."""
+    return lesser(greater(rint(-minimum / scale), splat(_F(0))), maxq)
+
+
+@njit(cache=True, nogil=True)
+def rtn(low, high, symmetric, maxq, unit, inverse, kind):
+    """Return the scale as stored and the zero point that map a block's range, zero included, onto the codes."""
+    half = (maxq + splat(_F(1))) * splat(_F(0.5))
+    if symmetric:
+        return stored(-where(-low > high, low, high) / half, unit, inverse, kind), half
+    start, stop = lesser(low, splat(_F(0))), greater(high, splat(_F(0)))
+    scale = stored((stop - start) / maxq, unit, inverse, kind)
+    return scale, where(scale > splat(_F(0)), zero_point(start, scale, maxq), half)
+
+
+@njit(cache=True, nogil=True)
+def merit(x, w, scale, zero, maxq):
+    """Return `dot` and `square`, sums of w * code * x and w * code^2 over the codes that a grid gives.
+
+    With the least-squares scale dot / square for these codes, the weighted error is sum(w * x^2) - dot^2 / square.
+    """
+    inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
+    dot = square = splat(_F(0))
+    for i in range(0, len(x), WIDTH):
+        value = load(x, i)
+        code = rint(lesser(greater(value * inverse, low), high))
+        weighted = load(w, i) * code
+        dot, square = fma(weighted, value, dot), fma(weighted, code, square)
+    return dot, square
+
+
+@njit(cache=True, nogil=True)
+def cost(x, w, scale, zero, maxq):
+    """Return the weighted error of a grid, infinite where its scale is 0, and the least-squares scale for its codes."""
+    inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
+    error = dot = square = splat(_F(0))
+    for i in range(0, len(x), WIDTH):
+        value, weight = load(x, i), load(w, i)
+        code = rint(lesser(greater(value * inverse, low), high))
+        rest = fma(-code, scale, value)
+        error = fma(weight * rest, rest, error)
+        weighted = weight * code
+        dot, square = fma(weighted, value, dot), fma(weighted, code, square)
+    usable = fabs(scale) > splat(_F(0))
+    return where(usable, error, splat(_F(np.inf))), where(square > splat(_F(0)), dot / square, scale)

@@ -1,0 +1,118 @@
+"""Weights into lanes and codes out of them: WIDTH blocks at a time, weight i of every block in one vector.
+
+`x` holds weight i of lane l at i * WIDTH + l. Blocks are scaled by a power of two, which is exact, so that the largest
+magnitude lies near one: squares neither overflow nor vanish, and only the scale's storage type sees the true size.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# numba infers the types of compiled functions; annotations would only repeat them.
+
+import numpy as np
+from numba import njit
+
+from onnx_tailor.quant.lanes import (
+    WIDTH,
+    bits,
+    fabs,
+    fma,
+    from_bits,
+    greater,
+    lesser,
+    load,
+    load16,
+    load16_part,
+    load_part,
+    rint,
+    splat,
+    store,
+    to_uint,
+    transpose,
+    where,
+)
+
+_F, _U = np.float32, np.uint32
+
+
+@njit(cache=True, nogil=True)
+def _half(word):
+    """Return the values of float16 bits, without denormal floats on the way, which are slow on many processors."""
+    magnitude = (word & splat(_U(0x7FFF))) << splat(_U(13))
+    normal = magnitude + splat(_U(112 << 23))
+    normal = where(magnitude >= splat(_U(31 << 23)), normal | splat(_U(255 << 23)), normal)  # infinity and NaN
+    small = from_bits(magnitude + splat(_U(113 << 23))) - splat(_F(2.0**-14))
+    value = where(magnitude < splat(_U(1 << 23)), bits(small), normal)
+    return from_bits(value | ((word & splat(_U(0x8000))) << splat(_U(16))))
+
+
+@njit(cache=True, nogil=True)
+def _floats(source, element, kind, count):
+    """Return up to WIDTH weights from `element` on, zero from `count` on. `source` is bytes; `kind` as SCALE_TYPES."""
+    if kind == 0:
+        if count >= WIDTH:
+            return load(source, element * 4)
+        return load_part(source, element * 4, count)
+    word = load16(source, element * 2) if count >= WIDTH else load16_part(source, element * 2, count)
+    return from_bits(word << splat(_U(16))) if kind == 2 else _half(word)
+
+
+@njit(cache=True, nogil=True)
+def load_rows(source, kind, starts, counts, x):
+    """Load blocks whose weights are neighbours: lane l has `counts[l]` from element `starts[l]` on, then zeros."""
+    for i in range(0, len(x) // WIDTH, WIDTH):
+        for lane in range(WIDTH):
+            store(x, (i + lane) * WIDTH, _floats(source, starts[lane] + i, kind, counts[lane] - i))
+        transpose(x, i * WIDTH)
+
+
+@njit(cache=True, nogil=True)
+def load_columns(source, kind, start, pitch, rows, count, x):
+    """Load blocks that lie side by side: lane l < `rows` has weight i < `count` at `start + i * pitch + l`."""
+    for i in range(len(x) // WIDTH):
+        store(x, i * WIDTH, _floats(source, start + i * pitch, kind, rows if i < count else 0))
+
+
+@njit(cache=True, nogil=True)
+def normalize(x):
+    """Scale every block near one. Return its unit, 1 / unit, least and greatest weight, and the largest's bits."""
+    low = high = load(x, 0)
+    largest = splat(_U(0))
+    for i in range(0, len(x), WIDTH):
+        value = load(x, i)
+        low, high = lesser(low, value), greater(high, value)
+        largest = greater(largest, bits(value) & splat(_U(0x7FFFFFFF)))
+    exponent = largest & splat(_U(255 << 23))
+    exponent = greater(exponent, splat(_U(1 << 23)))
+    exponent = where(exponent > splat(_U(253 << 23)), splat(_U(253 << 23)), exponent)
+    unit, inverse = from_bits(exponent), from_bits(splat(_U(254 << 23)) - exponent)
+    for i in range(0, len(x), WIDTH):
+        store(x, i, load(x, i) * inverse)
+    return unit, inverse, low * inverse, high * inverse, largest
+
+
+@njit(cache=True, nogil=True)
+def encode(x, width, scale, zero, maxq, words):
+    """Write the nearest codes of every block to `words`: code i in word i*width//32 at bit (i*width) % 32.
+
+    Return the sums of squared errors and of squared weights. Scale 0: every weight becomes the zero point.
+    """
+    usable = fabs(scale) > splat(_F(0))
+    inverse = where(usable, splat(_F(1)) / scale, splat(_F(0)))
+    half = where(usable, fabs(scale) * splat(_F(0.5)), splat(_F(np.inf)))
+    low, high = -zero, maxq - zero
+    error = square = splat(_F(0))
+    each = 32 // width
+    for j in range(len(x) // WIDTH // each):
+        word = splat(_U(0))
+        for part in range(each):
+            value = load(x, (j * each + part) * WIDTH)
+            ratio = value * inverse
+            code = rint(lesser(greater(ratio, low), high))
+            rest = fma(-code, scale, value)
+            # A ratio near the middle of two codes may have been rounded across it.
+            nearer = where(rest * inverse > splat(_F(0)), splat(_F(1)), splat(_F(-1)))
+            code = where(fabs(rest) > half, lesser(greater(code + nearer, low), high), code)
+            rest = fma(-code, scale, value)
+            error, square = fma(rest, rest, error), fma(value, value, square)
+            word = word | (to_uint(code + zero) << splat(_U(part * width)))
+        store(words, j * WIDTH, word)
+    return error, square

@@ -1,0 +1,110 @@
+"""Slow and plain implementations to test the kernels against, written without them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.quant import BlockFormat, Quantized
+
+FORMATS = [
+    BlockFormat(bits, block_size, symmetric, "float32")
+    for bits in (2, 4, 8)
+    for block_size in (16, 32, 64, 128, 256)
+    for symmetric in (False, True)
+]
+SCALE_TYPES = ("float32", "float16", "bfloat16")
+
+
+def name(fmt: BlockFormat) -> str:
+    """Return a short name for a test's id."""
+    return f"{fmt.bits}bit-{fmt.block_size}-{'sym' if fmt.symmetric else 'asym'}-{fmt.scale_dtype}"
+
+
+def blocks(x: npt.NDArray[np.generic], fmt: BlockFormat) -> npt.NDArray[np.float64]:
+    """Return the weights [rows, blocks, block_size], padded with zeros."""
+    rows, k = x.shape
+    count = fmt.blocks(k)
+    result = np.zeros((rows, count * fmt.block_size))
+    result[:, :k] = x
+    return result.reshape(rows, count, fmt.block_size)
+
+
+def rtn(x: npt.NDArray[np.generic], fmt: BlockFormat) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return scales and zero points [rows, blocks] of plain rounding, the range including zero."""
+    values = blocks(x, fmt)
+    low, high = np.minimum(values.min(2), 0), np.maximum(values.max(2), 0)
+    maxq = (1 << fmt.bits) - 1
+    with np.errstate(all="ignore"):
+        if fmt.symmetric:
+            half = 1 << fmt.bits - 1
+            scale = stored(-np.where(-low > high, low, high) / half, fmt)
+            return scale, np.full_like(scale, half)
+        scale = stored((high - low) / maxq, fmt)
+        return scale, np.clip(np.rint(-low / scale), 0, maxq)
+
+
+def stored(scale: npt.NDArray[np.float64], fmt: BlockFormat) -> npt.NDArray[np.float64]:
+    """Return the scales as their type holds them, the largest where they are larger."""
+    largest = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+    limit = largest[fmt.scale_dtype]
+    return np.clip(scale, -limit, limit).astype(fmt.dtype).astype(np.float64)
+
+
+def grid_error(
+    x: npt.NDArray[np.generic],
+    scale: npt.NDArray[np.float64],
+    zero: npt.NDArray[np.float64],
+    fmt: BlockFormat,
+    importance: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return the weighted error [rows, blocks] of a grid, each weight at its nearest code; infinite for scale 0."""
+    values, maxq = blocks(x, fmt), (1 << fmt.bits) - 1
+    with np.errstate(all="ignore"):
+        code = np.clip(np.rint(values / scale[..., None]), -zero[..., None], maxq - zero[..., None])
+        error = np.sum(costs(x, fmt, importance) * (code * scale[..., None] - values) ** 2, axis=2)
+    return np.where(scale == 0, np.inf, error)
+
+
+def costs(
+    x: npt.NDArray[np.generic], fmt: BlockFormat, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return what each weight's error costs."""
+    values = blocks(x, fmt)
+    if importance is None:
+        return np.sqrt(np.mean(values**2, axis=2, keepdims=True)) + np.abs(values)
+    cost = blocks(importance[None], fmt)
+    return np.where(cost.any(axis=2, keepdims=True), cost, 1.0)
+
+
+def pack(values: npt.NDArray[np.integer], bits: int) -> npt.NDArray[np.uint8]:
+    """Pack the last axis one value after the other, lowest bits first, into whole bytes."""
+    flat = values.reshape(-1, values.shape[-1])
+    result = np.zeros((len(flat), -(-flat.shape[1] * bits // 8)), np.uint8)
+    for row, line in enumerate(flat):
+        for i, value in enumerate(line):
+            result[row, i * bits // 8] |= int(value) << (i * bits % 8)
+    return result.reshape(*values.shape[:-1], -1)
+
+
+def unpack(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.int64]:
+    """Undo `pack`."""
+    flat = packed.reshape(-1, packed.shape[-1])
+    result = [[int(line[i * bits // 8]) >> (i * bits % 8) & ((1 << bits) - 1) for i in range(count)] for line in flat]
+    return np.array(result, np.int64).reshape(*packed.shape[:-1], count)
+
+
+def grid(result: Quantized, fmt: BlockFormat) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return scales and zero points [rows, blocks] of a quantized matrix."""
+    scale = result.scales.astype(np.float64)
+    if result.zero_points is None:
+        return scale, np.full_like(scale, 1 << fmt.bits - 1)
+    return scale, unpack(result.zero_points, fmt.bits, scale.shape[1]).astype(np.float64)
+
+
+def values(result: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np.float64]:
+    """Return the stored values [rows, K] in float64."""
+    scale, zero = grid(result, fmt)
+    codes = unpack(result.codes, fmt.bits, fmt.block_size)
+    full = (codes - zero[..., None]) * scale[..., None]
+    return full.reshape(len(full), -1)[:, :k]
