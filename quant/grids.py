@@ -4,8 +4,8 @@
 # numba infers the types of compiled functions; annotations would only repeat them.
 
 import numpy as np
-from numba import njit
 
+from onnx_tailor.quant.compiled import kernel
 from onnx_tailor.quant.lanes import (
     WIDTH,
     bits,
@@ -24,7 +24,7 @@ _F, _U = np.float32, np.uint32
 _TINY = 2.0**-126
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _rounded(scale, drop):
     """Round to the nearest float with `drop` bits less, the even one of two."""
     word = bits(scale)
@@ -33,46 +33,48 @@ def _rounded(scale, drop):
     return from_bits((word >> splat(_U(drop))) << splat(_U(drop)))
 
 
-@njit(cache=True, nogil=True)
-def stored(scale, unit, inverse, kind):
-    """Return the nearest scale that the storage type holds: never infinite, zero where it is too small.
+@kernel
+def stored(scale, maxq, unit, inverse, kind):
+    """Return the nearest scale that the storage type holds; zero where it is too small.
 
-    `scale` and the result are in units of `unit`; `kind` counts as `format.SCALE_TYPES` does.
+    Neither the scale nor its product with a code is ever infinite. `scale` and the result are in units of `unit`;
+    `kind` counts as `format.SCALE_TYPES` does.
     """
     true = scale * unit
     magnitude = fabs(true)
     if kind == 0:
-        largest, result = splat(_F(3.4028234663852886e38)), true
+        largest, result = splat(_F(2.0**127)), true
     elif kind == 1:
         step = splat(_F(2.0**24))  # below 2^-14, float16 counts in steps of 2^-24
         small = rint(true * step) / step
         largest, result = splat(_F(65504.0)), where(magnitude < splat(_F(2.0**-14)), small, _rounded(true, 13))
     else:
-        largest, result = splat(_F(3.3895313892515355e38)), _rounded(true, 16)
+        largest, result = splat(_F(2.0**127)), _rounded(true, 16)
+    largest = lesser(largest, splat(_F(2.0**127)) / ((maxq + splat(_F(1))) * splat(_F(0.5))))
     result = where(magnitude >= largest, where(true > splat(_F(0)), largest, -largest), result)
     if kind != 1:
         result = where(magnitude < splat(_F(_TINY)), splat(_F(0)), result)
     return result * inverse
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def zero_point(minimum, scale, maxq):
     """Return the code that stands for zero where `minimum` has code 0; any where scale is 0."""
     return lesser(greater(rint(-minimum / scale), splat(_F(0))), maxq)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rtn(low, high, symmetric, maxq, unit, inverse, kind):
     """Return the scale as stored and the zero point that map a block's range, zero included, onto the codes."""
     half = (maxq + splat(_F(1))) * splat(_F(0.5))
     if symmetric:
-        return stored(-where(-low > high, low, high) / half, unit, inverse, kind), half
+        return stored(-where(-low > high, low, high) / half, maxq, unit, inverse, kind), half
     start, stop = lesser(low, splat(_F(0))), greater(high, splat(_F(0)))
-    scale = stored((stop - start) / maxq, unit, inverse, kind)
+    scale = stored((stop - start) / maxq, maxq, unit, inverse, kind)
     return scale, where(scale > splat(_F(0)), zero_point(start, scale, maxq), half)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def merit(x, w, scale, zero, maxq):
     """Return `dot` and `square`, sums of w * code * x and w * code^2 over the codes that a grid gives.
 
@@ -88,7 +90,7 @@ def merit(x, w, scale, zero, maxq):
     return dot, square
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cost(x, w, scale, zero, maxq):
     """Return the weighted error of a grid, infinite where its scale is 0, and the least-squares scale for its codes."""
     inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero

@@ -6,28 +6,25 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from onnx_tailor.quant.compiled import kernel
 from onnx_tailor.quant.grids import cost, merit, rtn, stored, zero_point
 from onnx_tailor.quant.lanes import (
     WIDTH,
     any_lane,
     bits,
     fabs,
-    fma,
     from_bits,
     greater,
     lesser,
     load,
-    rint,
     splat,
-    sqrt,
     store,
     where,
 )
+from onnx_tailor.quant.ort_search import ort_line
 
 _F, _U = np.float32, np.uint32
-_ORT_STEPS = 20
 
 
 class Plan(NamedTuple):
@@ -67,19 +64,7 @@ def plan(width: int, *, symmetric: bool, weighted: bool) -> Plan:
     return Plan(0.8, 0.28 / 5, 6, 0, 2, 0.02) if width == 4 else Plan(0.7, 0.4 / 9, 10, 0, 2, 0.02)
 
 
-@njit(cache=True, nogil=True)
-def weigh_by_size(x, w):
-    """Fill `w` with what an error of each weight costs where nothing is known: rms(block) + |x|, as in llama.cpp."""
-    total = splat(_F(0))
-    for i in range(0, len(x), WIDTH):
-        value = load(x, i)
-        total = fma(value, value, total)
-    rms = sqrt(total / splat(_F(len(x) // WIDTH)))
-    for i in range(0, len(x), WIDTH):
-        store(w, i, rms + fabs(load(x, i)))
-
-
-@njit(cache=True, nogil=True)
+@kernel
 def weigh_by_importance(w):
     """Scale each block's importance near one; where it is zero throughout, every weight costs the same."""
     largest = splat(_F(0))
@@ -93,7 +78,7 @@ def weigh_by_importance(w):
         store(w, i, where(none, splat(_F(1)), load(w, i) * inverse))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _better(best, found, scale, zero):
     """Return the better of two (dot, square, scale, zero): the one with the greater dot^2 / square."""
     dot, square = found
@@ -106,70 +91,22 @@ def _better(best, found, scale, zero):
     )
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _keep(best, error, scale, zero):
     """Return the better of two (error, scale, zero); the first if equal."""
     improves = error < best[0]
     return where(improves, error, best[0]), where(improves, scale, best[1]), where(improves, zero, best[2])
 
 
-@njit(cache=True, nogil=True)
-def _line_error(x, w, inverse, offset, maxq, scale, minimum):
-    """Return the weighted error of scale * code + minimum with the codes round(x * inverse + offset)."""
-    error = splat(_F(0))
-    for i in range(0, len(x), WIDTH):
-        value = load(x, i)
-        code = rint(lesser(greater(fma(value, inverse, offset), splat(_F(0))), maxq))
-        rest = fma(code, scale, minimum) - value
-        error = fma(load(w, i) * rest, rest, error)
-    return error
+@kernel
+def _judge(best, x, w, scale, zero, maxq, unit, inverse, kind):
+    """Return the better of `best` (error, scale, zero) and a grid as stored, and the least-squares scale."""
+    scale = stored(scale, maxq, unit, inverse, kind)
+    error, refit = cost(x, w, scale, zero, maxq)
+    return _keep(best, error, scale, zero), refit
 
 
-@njit(cache=True, nogil=True)
-def _line(x, w, inverse, offset, maxq):
-    """Return the sums of w * code, w * code^2 and w * code * x over the codes round(x * inverse + offset)."""
-    total = square = dot = splat(_F(0))
-    for i in range(0, len(x), WIDTH):
-        value = load(x, i)
-        code = rint(lesser(greater(fma(value, inverse, offset), splat(_F(0))), maxq))
-        weighted = load(w, i) * code
-        total, square, dot = total + weighted, fma(weighted, code, square), fma(weighted, value, dot)
-    return total, square, dot
-
-
-@njit(cache=True, nogil=True)
-def ort_line(x, w, low, high, maxq):
-    """Return the scale and minimum that ONNX Runtime's k-quant finds before it rounds the zero point.
-
-    onnxruntime/python/tools/quantization/neural_compressor/weight_only.py, after llama.cpp's make_qkx2_quants. The
-    error of each step's line follows from its sums; where float32 leaves open whether it is better, it is computed.
-    """
-    sum_w = sum_x = sum_xx = splat(_F(0))
-    for i in range(0, len(x), WIDTH):
-        value, weight = load(x, i), load(w, i)
-        weighted = weight * value
-        sum_w, sum_x, sum_xx = sum_w + weight, sum_x + weighted, fma(weighted, value, sum_xx)
-    scale, minimum = (high - low) / maxq, low
-    inverse = splat(_F(1)) / scale
-    least = _line_error(x, w, inverse, -low * inverse, maxq, scale, low)
-    for step in range(_ORT_STEPS):
-        inverse = (maxq + splat(_F(0.1 * step - 1.0))) / (high - minimum)
-        offset = -minimum * inverse
-        total, square, dot = _line(x, w, inverse, offset, maxq)
-        determinant = sum_w * square - total * total
-        fitted = (sum_w * dot - sum_x * total) / determinant
-        start = (square * sum_x - total * dot) / determinant
-        error = sum_xx - fitted * dot - start * sum_x
-        doubt = fabs(error - least) < splat(_F(1e-6)) * sum_xx
-        if any_lane(doubt):
-            error = where(doubt, _line_error(x, w, inverse, offset, maxq, fitted, start), error)
-        improves = error < least
-        least, scale = where(improves, error, least), where(improves, fitted, scale)
-        minimum = where(improves, start, minimum)
-    return scale, minimum
-
-
-@njit(cache=True, nogil=True)
+@kernel
 def _scan(x, w, span, center, plan, symmetric, maxq):
     """Return the best (dot, square, scale, zero) of the plan's scales; symmetric grids take them with both signs."""
     top = (splat(_F(0)), splat(_F(1)), span, center)
@@ -184,7 +121,7 @@ def _scan(x, w, span, center, plan, symmetric, maxq):
     return top
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _scan_near(top, x, w, plan, symmetric, maxq):
     """Return the best of the grids around `top`."""
     _, _, middle, center = top
@@ -197,21 +134,14 @@ def _scan_near(top, x, w, plan, symmetric, maxq):
     return top
 
 
-@njit(cache=True, nogil=True)
-def _judge(best, x, w, scale, zero, maxq, unit, inverse, kind):
-    """Return the better of `best` (error, scale, zero) and a grid as stored, and the least-squares scale."""
-    scale = stored(scale, unit, inverse, kind)
-    error, refit = cost(x, w, scale, zero, maxq)
-    return _keep(best, error, scale, zero), refit
-
-
-@njit(cache=True, nogil=True)
-def search(x, w, low, high, plan, symmetric, weighted, maxq, unit, inverse, kind):
+@kernel
+def search(x, w, low, high, plan, symmetric, weighted, levels, unit, inverse, kind, scratch):
     """Return the scale as stored and the zero point with the least weighted error; scale 0 where there is none.
 
     Plain rounding and, where it has the same measure, the end of ONNX Runtime's search are among the candidates that
-    are judged as stored, so that neither is ever better.
+    are judged as stored, so that neither is ever better. `levels` is the greatest code.
     """
+    maxq = splat(_F(levels))
     half = (maxq + splat(_F(1))) * splat(_F(0.5))
     scale, zero = rtn(low, high, symmetric, maxq, unit, inverse, kind)
     error, _ = cost(x, w, scale, zero, maxq)
@@ -225,7 +155,7 @@ def search(x, w, low, high, plan, symmetric, weighted, maxq, unit, inverse, kind
         span = (greater(high, splat(_F(0))) - start) / maxq
         top = _scan(x, w, span, zero_point(start, span, maxq), plan, symmetric, maxq)
         if not weighted:
-            scale, minimum = ort_line(x, w, low, high, maxq)
+            scale, minimum = ort_line(x, w, low, high, levels, scratch)
             zero = zero_point(minimum, scale, maxq)
             top = _better(top, merit(x, w, scale, zero, maxq), scale, zero)
             best, _ = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
@@ -234,6 +164,8 @@ def search(x, w, low, high, plan, symmetric, weighted, maxq, unit, inverse, kind
             scale = where(constant, fabs(high) / half, splat(_F(0)))
             zero = where(high > splat(_F(0)), splat(_F(0)), maxq)
             best, _ = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+            scale = where(constant, inverse, splat(_F(0)))  # ONNX Runtime's: 1
+            best, _ = _judge(best, x, w, scale, zero_point(low, scale, maxq), maxq, unit, inverse, kind)
     if plan.near:
         top = _scan_near(top, x, w, plan, symmetric, maxq)
     dot, square, _, zero = top

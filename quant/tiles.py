@@ -8,8 +8,8 @@ magnitude lies near one: squares neither overflow nor vanish, and only the scale
 # numba infers the types of compiled functions; annotations would only repeat them.
 
 import numpy as np
-from numba import njit
 
+from onnx_tailor.quant.compiled import kernel
 from onnx_tailor.quant.lanes import (
     WIDTH,
     bits,
@@ -33,7 +33,7 @@ from onnx_tailor.quant.lanes import (
 _F, _U = np.float32, np.uint32
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _half(word):
     """Return the values of float16 bits, without denormal floats on the way, which are slow on many processors."""
     magnitude = (word & splat(_U(0x7FFF))) << splat(_U(13))
@@ -44,7 +44,7 @@ def _half(word):
     return from_bits(value | ((word & splat(_U(0x8000))) << splat(_U(16))))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _floats(source, element, kind, count):
     """Return up to WIDTH weights from `element` on, zero from `count` on. `source` is bytes; `kind` as SCALE_TYPES."""
     if kind == 0:
@@ -55,7 +55,7 @@ def _floats(source, element, kind, count):
     return from_bits(word << splat(_U(16))) if kind == 2 else _half(word)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def load_rows(source, kind, starts, counts, x):
     """Load blocks whose weights are neighbours: lane l has `counts[l]` from element `starts[l]` on, then zeros."""
     for i in range(0, len(x) // WIDTH, WIDTH):
@@ -64,14 +64,14 @@ def load_rows(source, kind, starts, counts, x):
         transpose(x, i * WIDTH)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def load_columns(source, kind, start, pitch, rows, count, x):
     """Load blocks that lie side by side: lane l < `rows` has weight i < `count` at `start + i * pitch + l`."""
     for i in range(len(x) // WIDTH):
         store(x, i * WIDTH, _floats(source, start + i * pitch, kind, rows if i < count else 0))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def normalize(x):
     """Scale every block near one. Return its unit, 1 / unit, least and greatest weight, and the largest's bits."""
     low = high = load(x, 0)
@@ -89,7 +89,7 @@ def normalize(x):
     return unit, inverse, low * inverse, high * inverse, largest
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def encode(x, width, scale, zero, maxq, words):
     """Write the nearest codes of every block to `words`: code i in word i*width//32 at bit (i*width) % 32.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+import quant_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
 from onnx_tailor.quant import BlockFormat, NonFiniteError, dequantize, quantize, weighted_error
-from tests.quant import reference
 
 TOLERANCE = 1e-5
 """Relative, of errors compared: they are judged in float32."""
@@ -28,10 +28,10 @@ shapes = st.tuples(st.integers(1, 20), st.integers(1, 140))
 
 
 @st.composite
-def weights(draw) -> np.ndarray:
+def weights(draw, exponents: tuple[int, int] = (-140, 120)) -> np.ndarray:
     """Draw a matrix: any floats whatever, or Gaussians of any size with outliers, zero blocks and repeated values."""
     rows, k = draw(shapes)
-    if draw(st.booleans()):
+    if exponents == (-140, 120) and draw(st.booleans()):
         return draw(arrays.arrays(np.float32, (rows, k), elements=finite))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     x = random.standard_normal((rows, k))
@@ -46,7 +46,7 @@ def weights(draw) -> np.ndarray:
             x = np.rint(x * 2)
         case "one sign":
             x = np.abs(x)
-    return (x * 2.0 ** draw(st.integers(-140, 120))).astype(np.float32)
+    return np.clip(x * 2.0 ** draw(st.integers(*exponents)), -3e38, 3e38).astype(np.float32)
 
 
 @st.composite
@@ -89,8 +89,9 @@ def test_k_quant_is_never_worse_than_plain_rounding(x, fmt, data):
 
 
 @settings(deadline=None, max_examples=300)
-@given(weights(), formats)
+@given(weights(exponents=(-20, 20)), formats)
 def test_k_quant_is_never_worse_than_that_of_onnxruntime(x, fmt):
+    """Among sizes whose squares do not overflow or vanish in ONNX Runtime's own search, which leaves it to chance."""
     flat = reference.blocks(x, fmt).reshape(-1, fmt.block_size).astype(np.float32)
     with np.errstate(all="ignore"):
         if fmt.symmetric:
@@ -146,9 +147,7 @@ def test_layout(x, fmt, method):
     if not fmt.symmetric:
         points = reference.unpack(result.zero_points, fmt.bits, blocks)
         assert np.array_equal(reference.pack(points, fmt.bits), result.zero_points)  # the bits left over are zero
-    with np.errstate(over="ignore"):
-        expected = reference.values(result, k, fmt)
-    assert np.allclose(dequantize(result, k, fmt), expected, rtol=1e-6, atol=2.0**-149)
+    assert np.allclose(dequantize(result, k, fmt), reference.values(result, k, fmt), rtol=1e-6, atol=2.0**-149)
 
 
 @pytest.mark.parametrize("fmt", reference.FORMATS, ids=reference.name)

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import quant_reference as reference
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_tailor.quant import BlockFormat, Quantized, dequantize, quantize
-from tests.quant import reference
 
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 SHAPES = [(1, 1), (5, 31), (17, 100), (3, 300), (16, 256), (2, 784)]

@@ -45,9 +45,8 @@ def rtn(x: npt.NDArray[np.generic], fmt: BlockFormat) -> tuple[npt.NDArray[np.fl
 
 
 def stored(scale: npt.NDArray[np.float64], fmt: BlockFormat) -> npt.NDArray[np.float64]:
-    """Return the scales as their type holds them, the largest where they are larger."""
-    largest = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
-    limit = largest[fmt.scale_dtype]
+    """Return the scales as their type holds them, at most so large that no code's value is infinite."""
+    limit = min(65504.0 if fmt.scale_dtype == "float16" else np.inf, 2.0 ** (128 - fmt.bits))
     return np.clip(scale, -limit, limit).astype(fmt.dtype).astype(np.float64)
 
 
