@@ -35,7 +35,7 @@ def _rounded(scale, drop):
 
 @kernel
 def stored(scale, maxq, unit, inverse, kind):
-    """Return the nearest scale that the storage type holds; zero where it is too small.
+    """Return the nearest scale that the storage type holds; zero where it is too small, and for denormal floats.
 
     Neither the scale nor its product with a code is ever infinite. `scale` and the result are in units of `unit`;
     `kind` counts as `format.SCALE_TYPES` does.

@@ -45,8 +45,13 @@ def rtn(x: npt.NDArray[np.generic], fmt: BlockFormat) -> tuple[npt.NDArray[np.fl
 
 
 def stored(scale: npt.NDArray[np.float64], fmt: BlockFormat) -> npt.NDArray[np.float64]:
-    """Return the scales as their type holds them, at most so large that no code's value is infinite."""
+    """Return the scales as their type holds them, at most so large that no code's value is infinite.
+
+    Scales that are denormal floats, which many processors take as zero, are zero.
+    """
     limit = min(65504.0 if fmt.scale_dtype == "float16" else np.inf, 2.0 ** (128 - fmt.bits))
+    if fmt.scale_dtype != "float16":
+        scale = np.where(np.abs(scale) < 2.0**-126, 0, scale)
     return np.clip(scale, -limit, limit).astype(fmt.dtype).astype(np.float64)
 
 

@@ -160,7 +160,7 @@ def test_table_and_head_of_two_types_share_the_wider_scales(tmp_path: Path) -> N
     feeds = {"input_ids": ids(spec)}
     before, after = run(source, feeds)["logits"], run(out, feeds)["logits"]
     assert after.dtype == before.dtype == np.float32
-    assert np.abs(after - before).max() < 0.2 * np.abs(before).max()
+    assert np.abs(after - before).max() < 0.3 * np.abs(before).max()
 
 
 def test_bfloat16_is_read_and_scales_are_stored_in_it(tmp_path: Path) -> None:
