@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Heavy modules load when a command first needs them."""
 
 import json
+import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnx_tailor import __version__, recipes
+from onnx_tailor.console import units
 from onnx_tailor.console.errors import Commands
 from onnx_tailor.console.lazy import lazy
-from onnx_tailor.errors import UsageError
+from onnx_tailor.errors import Terminated, UsageError
 
 if TYPE_CHECKING:
     import onnx_tailor.passes as registry
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from onnx_tailor.calibration import tokens as calibration_tokens
     from onnx_tailor.console import comparison, inspection, listing, measuring, progress, results
     from onnx_tailor.console import schema as schemas
+    from onnx_tailor.output import check as checking
 else:
     calibrating = lazy("onnx_tailor.calibration.calibrate")
     calibration_tokens = lazy("onnx_tailor.calibration.tokens")
+    checking = lazy("onnx_tailor.output.check")
     comparison = lazy("onnx_tailor.console.comparison")
     inspection = lazy("onnx_tailor.console.inspection")
     listing = lazy("onnx_tailor.console.listing")
@@ -109,6 +113,15 @@ def run(
     target: Annotated[TargetName | None, typer.Option(help="What will run the model; wins over the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run of the same command was interrupted.")
+    ] = False,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Divide the weights into files of at most this, as in 2GB.")
+    ] = None,
+    data_per_model: Annotated[
+        bool, typer.Option("--data-per-model", help="Give each model of a folder its own data file.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Measure the result as the command `verify` does, before it is kept.")
     ] = False,
@@ -144,6 +157,9 @@ def run(
             target=target.value if target else None,
             dry_run=dry_run,
             overwrite=overwrite,
+            resume=resume,
+            per_model=data_per_model,
+            max_shard_size=None if max_shard_size is None else units.parse_size(max_shard_size),
             progress=watch,
             check=check,
         )
@@ -155,6 +171,22 @@ def run(
         _print_json(report.to_json())
     else:
         results.show_report(report)
+
+
+@app.command()
+def check(folder: Annotated[Path, typer.Argument(help="A folder that `run` wrote.")], as_json: Json = False) -> None:
+    """Prove that a folder still holds the bytes that its tailor-report.json tells of."""
+    watch = progress.progress()
+    try:
+        found = checking.check(folder, watch)
+    finally:
+        watch.finish()
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        results.show_check(found)
+    if not found.whole:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -280,7 +312,13 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `onnx-tailor` script."""
+    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="onnx-tailor")
+
+
+def _terminate(*_: object) -> None:
+    """Answer SIGTERM as Ctrl-C is answered: leave what can be resumed, and nothing half-written."""
+    raise Terminated
 
 
 def _recipe_json(name: str) -> dict[str, str]:

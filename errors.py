@@ -12,14 +12,26 @@ class TailorError(Exception):
     exit_status: int = 1
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM. Exit status 143, as shells give it."""
+
+
 class ModelError(TailorError):
     """The model cannot be read, or cannot be rewritten as asked. Exit status 1."""
+
+
+class OutputError(TailorError):
+    """The output cannot be written, or is not what its report says. Exit status 1."""
 
 
 class UsageError(TailorError):
     """The command line or the recipe is wrong. Exit status 2."""
 
     exit_status = 2
+
+
+class ResumeError(UsageError):
+    """`--resume` finds what another run left. Exit status 2."""
 
 
 class OptionError(UsageError):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+REPORT = "tailor-report.json"
+"""Name of the report in the folder that a run writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,33 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """A file by its content."""
+
+    name: str
+    """Relative to its folder."""
+    bytes: int
+    sha256: str
+    """In hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run would need; of a dry run."""
+
+    file_bytes: Mapping[str, int]
+    """Of each model and data file, exact but for the receipt that a run adds to the model's metadata."""
+    disk_bytes: int
+    """On the disk of the output, while it is written."""
+    memory_bytes: int
+    """Expected peak of the process's resident memory; an estimate, on the large side."""
+    read_bytes: int
+    """Of weights, to be read and worked."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run did; written to tailor-report.json and printed by `--json`."""
+    """What a run did; printed by `--json` and, but for times and places, written to tailor-report.json."""
 
     version: str
     recipe: str
@@ -80,6 +109,22 @@ class Report:
     verified: tuple[Mapping[str, Any], ...] = ()
     """For each ONNX file, what `run --verify` measured, as `verify --json` has it."""
 
+    inputs: tuple[FileDigest, ...] = ()
+    """The files that were read: models, data files and companions."""
+    outputs: tuple[FileDigest, ...] = ()
+    """The files that were written, all but the report itself."""
+    forecast: Forecast | None = None
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return asdict(self)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what is written beside the model: the same for the same work, whenever and wherever it ran."""
+        record = self.to_json()
+        for key in ("out", "seconds", "forecast"):
+            del record[key]
+        record["model"] = Path(self.model).name
+        for done in record["passes"]:
+            del done["seconds"]
+        return record

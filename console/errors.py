@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from onnx_tailor.errors import TailorError
+from onnx_tailor.errors import TailorError, Terminated
 
 __all__ = ["Commands"]
 
@@ -17,6 +17,8 @@ USAGE = 2
 """The exit status of a wrong command line."""
 INTERRUPTED = 130
 """The exit status shells give a program ended by Ctrl-C."""
+TERMINATED = 143
+"""The exit status shells give a program ended by SIGTERM."""
 
 
 class Commands(TyperGroup):
@@ -36,7 +38,8 @@ class Commands(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
-            raise _fail("interrupted; nothing was written", INTERRUPTED, as_json=ctx.obj) from error
+            status = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+            raise _fail(str(error) or "interrupted; nothing was written", status, as_json=ctx.obj) from error
         except TailorError as error:
             raise _fail(str(error), error.exit_status, as_json=ctx.obj) from error
         except OSError as error:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnx_tailor.calibration.calibrate import CalibrationReport
-    from onnx_tailor.report import Change, PassReport, Report
+    from onnx_tailor.output.check import Checked
+    from onnx_tailor.report import Change, Forecast, PassReport, Report
 
-__all__ = ["show_calibration", "show_report"]
+__all__ = ["show_calibration", "show_check", "show_report"]
 
 _NAMED = 3
 """Places that are named when several are alike."""
@@ -40,12 +41,14 @@ def show_report(report: Report) -> None:
         if (table := weights(done)) is not None:
             console.print(Padding(table, (0, 0, 0, 2)))
     console.print(_sizes(report))
+    if report.forecast is not None:
+        _forecast(console, report.forecast)
     end = "dry run: nothing was written" if report.out is None else f"wrote {report.out}"
     _line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
 
 
 def _sizes(report: Report) -> Table:
-    """Return the table of the model's size before and after; a dry run knows no size of files."""
+    """Return the table of the model's size before and after."""
     before, after = report.before, report.after
     table = Table("", "before", "after", "change")
     for column in table.columns[1:]:
@@ -53,10 +56,7 @@ def _sizes(report: Report) -> Table:
     table.add_row(
         "weights", size(before.weight_bytes), size(after.weight_bytes), change(before.weight_bytes, after.weight_bytes)
     )
-    if after.file_bytes:
-        table.add_row(
-            "files", size(before.file_bytes), size(after.file_bytes), change(before.file_bytes, after.file_bytes)
-        )
+    table.add_row("files", size(before.file_bytes), size(after.file_bytes), change(before.file_bytes, after.file_bytes))
     table.add_row(
         "parameters", f"{before.parameters:,}", f"{after.parameters:,}", change(before.parameters, after.parameters)
     )
@@ -67,6 +67,27 @@ def _sizes(report: Report) -> Table:
         change(before.bits_per_weight, after.bits_per_weight),
     )
     return table
+
+
+def _forecast(console: Console, expected: Forecast) -> None:
+    """Print what a run would write and need."""
+    for name, count in expected.file_bytes.items():
+        _line(console, f"{name}: {size(count)}")
+    needs = f"disk {size(expected.disk_bytes)}, memory at most about {size(expected.memory_bytes)}"
+    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
+
+
+def show_check(found: Checked) -> None:
+    """Print which files are as they were written."""
+    console = Console()
+    for name in found.missing:
+        _line(console, f"missing: {name}", "red")
+    for name in found.different:
+        _line(console, f"not the bytes that were written: {name}", "red")
+    for name in found.unknown:
+        _line(console, f"not in the report: {name}", "dim")
+    total = len(found.equal) + len(found.missing) + len(found.different)
+    _line(console, f"{len(found.equal)} of {total} files are as the report says")
 
 
 def _changes(done: PassReport) -> list[str]:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["change", "size", "span"]
+import re
+
+from onnx_tailor.errors import UsageError
+
+__all__ = ["change", "parse_size", "size", "span"]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that "2GB", "500 MB" or "1.5GiB" says.
+
+    Raises:
+        UsageError: it says none.
+    """
+    found = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) ?([a-z]*)", text.strip(), re.IGNORECASE)
+    factor = _UNITS.get(found[2].upper()) if found else None
+    if found is None or factor is None or float(found[1]) * factor < 1:
+        raise UsageError(f"{text!r} is no size; write it as 2GB, 500MB or 1GiB")
+    return int(float(found[1]) * factor)
 
 
 def size(count: int) -> str:

@@ -60,7 +60,7 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     projections += [_quantized_projection(n, places[n]) for n in model.nodes() if n.op_type == "MatMulNBits"]
     return FileInspection(
         model.path.name,
-        measure(model, file_bytes),
+        measure([model], file_bytes),
         tuple(tables),
         tuple(heads),
         _tied(model),

@@ -46,7 +46,8 @@ def load(path: Path) -> TailorModel:
     # A weight inside a Constant node is a weight like any other.
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
-    return TailorModel(model, path, tuple(locations))
+    files = {file.path: file for file in (own, *sources.files.values())}
+    return TailorModel(model, path, tuple(locations), tuple(files.values()))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tensors import WeightTensor
 
 MICROSOFT = "com.microsoft"
@@ -24,6 +25,8 @@ class TailorModel:
     """The file it was read from."""
     locations: tuple[str, ...] = ()
     """Names of the files its weights lie in, relative to the model's folder."""
+    files: tuple[DataFile, ...] = ()
+    """The files that it was read from: its own, and those of its weights."""
     _names: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -138,6 +141,10 @@ class TailorModel:
     def sweep(self) -> None:
         """Remove the nodes and initializers that nothing reads any more."""
         ir_passes.RemoveUnusedNodesPass()(self.ir_model)
+        for graph in self.graphs():  # the pass leaves the subgraphs' initializers
+            for name, value in list(graph.initializers.items()):
+                if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+                    del graph.initializers[name]
 
 
 def _equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -26,18 +26,19 @@ def weight_tensors(model: TailorModel) -> Iterator[ir.Value]:
         yield from (value for value in graph.initializers.values() if value not in seen)
 
 
-def measure(model: TailorModel, file_bytes: int) -> Size:
-    """Return the size of a model whose files have `file_bytes`. Tensors on the same bytes count once."""
-    roles = _quantized_operands(model)
+def measure(models: Sequence[TailorModel], file_bytes: int) -> Size:
+    """Return the size of models whose files have `file_bytes` together. Tensors on the same bytes count once."""
     counted: dict[object, tuple[int, int]] = {}
-    for value in weight_tensors(model):
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        key: Blob | ir.Value = tensor.blob if isinstance(tensor, WeightTensor) else value
-        elements = roles.get(value, tensor.size if tensor.dtype in FLOATS else 0)
-        # An alias may be read by one operator as codes: the larger count is the true one.
-        counted[key] = (tensor.nbytes, max(elements, counted.get(key, (0, 0))[1]))
+    for model in models:
+        roles = _quantized_operands(model)
+        for value in weight_tensors(model):
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            key: Blob | ir.Value = tensor.blob if isinstance(tensor, WeightTensor) else value
+            elements = roles.get(value, tensor.size if tensor.dtype in FLOATS else 0)
+            # An alias may be read by one operator as codes: the larger count is the true one.
+            counted[key] = (tensor.nbytes, max(elements, counted.get(key, (0, 0))[1]))
     size = sum(nbytes for nbytes, _ in counted.values())
     parameters = sum(elements for _, elements in counted.values())
     return Size(

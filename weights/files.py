@@ -22,7 +22,8 @@ class DataFile:
     path: Path
     size: int = field(compare=False)
     """Bytes, when the model was loaded."""
-    _stamp: tuple[int, int, int] = field(compare=False, repr=False)
+    stamp: tuple[int, int, int] = field(compare=False, repr=False)
+    """Inode, bytes, and nanoseconds of the last change, when the model was loaded."""
     _local: threading.local = field(compare=False, repr=False, default_factory=threading.local)
 
     @classmethod
@@ -64,8 +65,11 @@ class DataFile:
     def _handle(self) -> FileIO:
         handle: FileIO | None = getattr(self._local, "handle", None)
         if handle is None:
-            handle = self._local.handle = FileIO(self.path)
-            if _stamp(handle) != self._stamp:
+            try:
+                handle = self._local.handle = FileIO(self.path)
+            except OSError as error:
+                raise ModelError(f"{self.path}: cannot be read any more ({error.strerror}); run again") from error
+            if _stamp(handle) != self.stamp:
                 raise ModelError(f"{self.path}: the file was changed during the run; run again")
         return handle
 
@@ -77,7 +81,7 @@ class DataFile:
         """
         try:
             with FileIO(self.path) as file:
-                same = _stamp(file) == self._stamp
+                same = _stamp(file) == self.stamp
         except OSError:
             same = False
         if not same:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,17 @@ class Job(Hashable, Protocol):
 
     def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
         """Yield the bytes that `tile` contributes to the `wanted` outputs."""
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A job that measures something while it computes, which a resumed run takes over from the journal."""
+
+    def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
+        """Return what was measured on `tile`, which was computed."""
+
+    def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
+        """Take over what an earlier run measured on `tile`."""
 
 
 @dataclass(frozen=True)

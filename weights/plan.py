@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from onnx_tailor.errors import UsageError
 from onnx_tailor.weights.jobs import Job
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
@@ -13,33 +14,62 @@ ALIGNMENT = 4096
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a blob begins."""
+
+    file: str
+    """Name of the data file."""
+    offset: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Where each blob goes in one data file. Tensors that share a blob share its bytes."""
+    """Where each blob goes. Tensors of one store that share a blob share its bytes."""
 
-    offsets: dict[Blob, int]
-    size: int
-    """Bytes of the data file."""
+    files: Mapping[str, int]
+    """Bytes of each data file, by its name."""
+    places: Mapping[tuple[str, Blob], Place]
+    """By the store, which is named after its first file, and the blob."""
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all blobs, without the gaps."""
-        return sum(blob.nbytes for blob in self.offsets)
+    def of(self, store: str, tensor: WeightTensor) -> Place:
+        """Return the place of a tensor."""
+        return self.places[store, tensor.blob]
 
-    def by_job(self) -> dict[Job, dict[str, int]]:
-        """Return the offsets of each job's wanted outputs."""
-        jobs: dict[Job, dict[str, int]] = {}
-        for blob, offset in self.offsets.items():
-            jobs.setdefault(blob.job, {})[blob.output] = offset
+    def by_job(self) -> dict[Job, dict[str, tuple[Place, ...]]]:
+        """Return where each wanted output of each job goes: to one place in every store that holds it."""
+        jobs: dict[Job, dict[str, tuple[Place, ...]]] = {}
+        for (_, blob), place in self.places.items():
+            outputs = jobs.setdefault(blob.job, {})
+            outputs[blob.output] = (*outputs.get(blob.output, ()), place)
         return jobs
 
 
-def plan(tensors: Iterable[WeightTensor]) -> Plan:
-    """Place each distinct blob once, in the order of first use."""
-    offsets: dict[Blob, int] = {}
-    end = 0
-    for tensor in tensors:
-        if tensor.blob not in offsets:
+def plan(stores: Mapping[str, Iterable[WeightTensor]], max_file: int | None = None) -> Plan:
+    """Place each distinct blob of a store once, in the order of first use.
+
+    A store begins a new file where `max_file` bytes would be exceeded: NAME, NAME_1, NAME_2, the names that
+    transformers.js looks for.
+
+    Raises:
+        UsageError: one weight alone is larger than `max_file`.
+    """
+    files: dict[str, int] = {}
+    places: dict[tuple[str, Blob], Place] = {}
+    for store, tensors in stores.items():
+        name, end, number = store, 0, 0
+        for tensor in tensors:
+            blob = tensor.blob
+            if (store, blob) in places:
+                continue
+            if max_file is not None and blob.nbytes > max_file:
+                raise UsageError(
+                    f"weight {tensor.name} has {blob.nbytes} bytes, more than a shard may have ({max_file}); "
+                    "a weight cannot be divided, so allow at least that"
+                )
             start = -(-end // ALIGNMENT) * ALIGNMENT
-            offsets[tensor.blob] = start
-            end = start + tensor.blob.nbytes
-    return Plan(offsets, end)
+            if max_file is not None and start + blob.nbytes > max_file:
+                number += 1
+                name, start = f"{store}_{number}", 0
+            places[store, blob] = Place(name, start)
+            files[name] = end = start + blob.nbytes
+    return Plan(files, places)

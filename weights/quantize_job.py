@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,13 @@ class ErrorLog:
         with self._lock:
             self._tiles[tile] = sums
 
+    def of(self, tile: tuple[int, int]) -> ErrorSums:
+        """Return the sums of a tile that was recorded."""
+        with self._lock:
+            return self._tiles[tile]
+
     def covers(self, tiles: Sequence[tuple[int, int]]) -> bool:
-        """Whether every one of `tiles` was computed, rather than taken over from an interrupted run."""
+        """Whether every one of `tiles` was computed, here or in the run that this one resumes."""
         with self._lock:
             return all(tile in self._tiles for tile in tiles)
 
@@ -112,6 +117,14 @@ class QuantizeJob:
         self.errors.record(tile, result.sums)
         for output, array in self._arrays(result, wanted).items():
             yield output, tile[0] * (array.nbytes // len(array)), array
+
+    def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
+        """Return the error sums of a tile that was computed."""
+        return astuple(self.errors.of(tile))
+
+    def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
+        """Take over the error sums of a tile that an earlier run computed."""
+        self.errors.record(tile, ErrorSums(*measured))
 
     def _arrays(self, result: Quantized, wanted: frozenset[str]) -> dict[str, np.ndarray]:
         arrays = {"codes": result.codes, "scales": result.scales}

@@ -4,39 +4,58 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
 from onnx_tailor.progress import Progress
-from onnx_tailor.weights.jobs import Job
-from onnx_tailor.weights.plan import Plan
+from onnx_tailor.weights.jobs import Job, Measuring
+from onnx_tailor.weights.journal import Journal, Record
+from onnx_tailor.weights.plan import Place, Plan
 from onnx_tailor.weights.pool import workers
 
-_Task = tuple[Job, tuple[int, int], dict[str, int], int]
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    job: Job
+    tile: tuple[int, int]
+    places: Mapping[str, tuple[Place, ...]]
+    cost: int
+    """Bytes it reads, for the progress."""
 
 
-def write(plan: Plan, path: Path, progress: Progress) -> None:
-    """Create the data file at `path`. Memory use is a few tiles a thread, whatever the size of the model.
+def write(plan: Plan, folder: Path, progress: Progress, journal: Journal) -> None:
+    """Fill the data files in `folder`, but for the tasks that the journal has already.
+
+    Memory use is a few tiles a thread, whatever the size of the model.
 
     Raises:
         ModelError: a source file was cut off or replaced, or a weight cannot be computed.
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
     """
-    with path.open("xb") as file:
-        file.truncate(plan.size)
-        _Writer(path, progress).run(plan)
-        os.fsync(file.fileno())
+    for name, size in plan.files.items():
+        with (folder / name).open("ab") as file:
+            file.truncate(size)
+    _Writer(folder, progress, journal).run(plan)
+    for name in plan.files:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
 
 
 class _Writer:
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._path = path
+    def __init__(self, folder: Path, progress: Progress, journal: Journal) -> None:
+        self._folder = folder
         self._progress = progress
+        self._journal = journal
         self._local = threading.local()
         self._failed = threading.Event()
+        self._opened: list[FileIO] = []
 
     def run(self, plan: Plan) -> None:
         with ThreadPoolExecutor(workers()) as pool:
@@ -52,28 +71,51 @@ class _Writer:
             except BaseException:
                 self._failed.set()
                 raise
+        for file in self._opened:
+            file.close()
 
     def _work(self, task: _Task) -> None:
         if self._failed.is_set():
             return
-        job, tile, offsets, cost = task
-        if not hasattr(self._local, "file"):
-            self._local.file = self._path.open("r+b", buffering=0)
-        file = self._local.file
-        for output, position, piece in job.compute(tile, frozenset(offsets)):
-            view = piece.reshape(-1).view(np.uint8).data
-            file.seek(offsets[output] + position)
-            while len(view):
-                view = view[file.write(view) :]
-        self._progress.advance(cost)
+        job, known = task.job, self._journal.records.get(task.number)
+        if known is not None and known.matches(self._folder):
+            if isinstance(job, Measuring):
+                job.recall(task.tile, known.measured)
+        else:
+            pieces = []
+            for output, position, piece in job.compute(task.tile, frozenset(task.places)):
+                content = piece.reshape(-1).view(np.uint8).data
+                checksum = zlib.crc32(content)
+                for place in task.places[output]:
+                    self._write(place.file, place.offset + position, content)
+                    pieces.append((place.file, place.offset + position, len(content), checksum))
+            measured = job.measured(task.tile) if isinstance(job, Measuring) else ()
+            self._journal.note(task.number, Record(tuple(pieces), measured))
+        self._progress.advance(task.cost)
+
+    def _write(self, name: str, offset: int, content: memoryview) -> None:
+        file = self._file(name)
+        file.seek(offset)
+        while len(content):
+            content = content[file.write(content) :]
+
+    def _file(self, name: str) -> FileIO:
+        """Return this thread's own handle, whose position no other moves."""
+        files: dict[str, FileIO] = self._local.__dict__.setdefault("files", {})
+        if name not in files:
+            files[name] = FileIO(self._folder / name, "r+")
+            self._opened.append(files[name])
+        return files[name]
 
 
 def _tasks(plan: Plan) -> Iterator[_Task]:
-    for job, offsets in plan.by_job().items():
+    number = 0
+    for job, places in plan.by_job().items():
         tiles = job.tiles()
         total = max(1, sum(stop - start for start, stop in tiles))
         for start, stop in tiles:
-            yield job, (start, stop), offsets, job.read_bytes * (stop - start) // total
+            yield _Task(number, job, (start, stop), places, job.read_bytes * (stop - start) // total)
+            number += 1
 
 
 def _raise_first(done: set[Future[None]]) -> None:

@@ -12,10 +12,12 @@ from quantized_models import FLOATS, IDS, Case, build, feeds, run, weights
 
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.save import save
+from onnx_tailor.graph.save import plan_storage, write_graph
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.progress import Silent
 from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
+from onnx_tailor.weights import journal
+from onnx_tailor.weights.writer import write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +57,11 @@ def convert(path: Path, folder: Path, *layouts: str) -> Path:
         model.sweep()
         out = folder / f"{number}-{layout}"
         out.mkdir()
-        save(model, out, Silent())
+        storage = plan_storage([model])
+        notes = journal.begin(out / "journal", {})
+        write(storage.plan, out, Silent(), notes)
+        notes.close()
+        write_graph(model, storage, *storage.stores, out)
         path = out / path.name
     return path
 

@@ -1,0 +1,41 @@
+"""What a run would need, told before it."""
+
+from __future__ import annotations
+
+import sys
+
+from onnx_tailor.output.write import Job
+from onnx_tailor.report import Forecast
+from onnx_tailor.weights.jobs import Job as WeightJob
+from onnx_tailor.weights.pool import workers
+
+_FACTOR = 3
+"""Bytes in memory for each byte of a tile that is read: the tile, its float32 form, what is computed from it."""
+
+
+def forecast(job: Job) -> Forecast:
+    """Tell sizes and needs of the output of `job`, whose passes have run in this process."""
+    largest = max((_tile_bytes(each) for each in job.storage.plan.by_job()), default=0)
+    return Forecast(
+        file_bytes=job.file_bytes(),
+        disk_bytes=job.disk_bytes(),
+        memory_bytes=_resident() + workers() * _FACTOR * largest,
+        read_bytes=job.read_bytes,
+    )
+
+
+def _tile_bytes(job: WeightJob) -> int:
+    """Return the bytes that the largest tile of a job reads."""
+    tiles = job.tiles()
+    total = max(1, sum(stop - start for start, stop in tiles))
+    return max((job.read_bytes * (stop - start) // total for start, stop in tiles), default=0)
+
+
+def _resident() -> int:
+    """Return the peak of this process's resident memory so far, in bytes; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

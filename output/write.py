@@ -1,0 +1,193 @@
+"""Write a set of models into a folder: weights, graphs, companions, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from onnx_tailor.errors import ModelError, OutputError, ResumeError
+from onnx_tailor.graph import receipt
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.save import Storage, graph_bytes, write_graph
+from onnx_tailor.output.companions import copy
+from onnx_tailor.output.work import Work
+from onnx_tailor.progress import Progress
+from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
+from onnx_tailor.weights import journal
+from onnx_tailor.weights.digest import sha256
+from onnx_tailor.weights.files import DataFile
+from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.writer import write
+
+Check = Callable[[Sequence[tuple[Path, Path]]], Sequence[Mapping[str, Any]]]
+"""Is given the files of each model before and after, and raises where the result must not be kept."""
+
+_SPARE = 1 << 20
+"""Bytes for the report and the folder's own entries."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be written, and what the report says of it so far."""
+
+    models: Sequence[TailorModel]
+    storage: Storage
+    companions: list[Path]
+    report: Report
+    check: Check | None = None
+
+    @property
+    def inputs(self) -> tuple[DataFile, ...]:
+        """The models' files, each once."""
+        return tuple(dict.fromkeys(file for model in self.models for file in model.files))
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        return sum(job.read_bytes for job in self.storage.plan.by_job())
+
+    def file_bytes(self) -> dict[str, int]:
+        """Return the bytes of every model and data file."""
+        graphs = {
+            model.path.name: graph_bytes(model, self.storage, store)
+            for model, store in zip(self.models, self.storage.stores, strict=True)
+        }
+        return {**graphs, **self.storage.plan.files}
+
+    def disk_bytes(self) -> int:
+        """Return the bytes that the output needs while it is written."""
+        return sum(self.file_bytes().values()) + sum(file.stat().st_size for file in self.companions) + _SPARE
+
+    def about(self) -> dict[str, Any]:
+        """Return what a run that resumes this one must have in common with it."""
+        inputs = [[file.path.name, *file.stamp[1:]] for file in self.inputs]
+        plan = self.storage.plan
+        work = [(job, sorted(places.items())) for job, places in plan.by_job().items()]
+        return {
+            "version": self.report.version,
+            "recipe": self.report.recipe_text,
+            "settings": list(self.report.settings),
+            "target": self.report.target,
+            "inputs": inputs,
+            "output": dict(plan.files),
+            "work": journal.fingerprint(work),
+        }
+
+
+def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> Report:
+    """Write everything into the work folder, going on with what is there if `resume`; return the final report.
+
+    Raises:
+        ModelError: a weight cannot be computed, an input was changed meanwhile, or `check` refuses the result.
+        ResumeError: what is there was written by a run that did something else.
+        OutputError: the disk has too little room.
+    """
+    notes = _journal(job, work, resume=resume)
+    try:
+        _require_room(job, work)
+        with ThreadPoolExecutor(1) as reader:
+            # The inputs are hashed while the weights are computed: both read the same files.
+            files = [file.path for file in job.inputs] + job.companions
+            digests: list[Future[FileDigest]] = [reader.submit(_digest, file) for file in files]
+            try:
+                progress.start("writing", job.read_bytes)
+                write(job.storage.plan, work.folder, progress, notes)
+                names = _write_small(job, work.folder)
+            except BaseException:
+                reader.shutdown(cancel_futures=True)
+                raise
+            inputs = tuple(future.result() for future in digests)
+    finally:
+        notes.close()
+    for file in job.inputs:
+        file.require_unchanged()
+    report = _final(job, work.folder, names, inputs, progress)
+    text = json.dumps(report.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
+    (work.folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _journal(job: Job, work: Work, *, resume: bool) -> journal.Journal:
+    about = job.about()
+    if resume and work.journal.exists():
+        try:
+            found = journal.resume(work.journal, about)
+        except (ValueError, TypeError) as error:
+            raise ResumeError(f"{work.journal}: is no journal ({error}); run without --resume") from error
+        if isinstance(found, journal.Journal):
+            return found
+        raise ResumeError(
+            f"the run that was interrupted cannot be resumed: it had another {' and another '.join(found)}; "
+            "run without --resume to begin anew"
+        )
+    work.clear()
+    return journal.begin(work.journal, about)
+
+
+def _require_room(job: Job, work: Work) -> None:
+    """Refuse before the first byte what the disk cannot hold; what a resumed run has written already is there."""
+    there = sum(file.stat().st_blocks * 512 for file in work.folder.iterdir() if file.is_file())
+    needed, free = job.disk_bytes() - there, shutil.disk_usage(work.path).free
+    if needed > free:
+        raise OutputError(
+            f"{work.path.parent}: the output needs {needed:,} bytes, but the disk has {free:,} left; "
+            "make room, or write to another disk"
+        )
+
+
+def _write_small(job: Job, folder: Path) -> list[str]:
+    """Write graphs and companions; return the names of all files."""
+    for model, store in zip(job.models, job.storage.stores, strict=True):
+        _stamp(model, job.report)
+        write_graph(model, job.storage, store, folder)
+    names = [model.path.name for model in job.models] + list(job.storage.plan.files)
+    return names + copy(job.companions, folder)
+
+
+def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDigest, ...], progress: Progress) -> Report:
+    names = list(names)
+    progress.start("checking", sum((folder / name).stat().st_size for name in names))
+    with ThreadPoolExecutor(workers()) as pool:
+        outputs = tuple(pool.map(partial(_digest, advance=progress.advance), [folder / name for name in names]))
+    progress.finish()
+    beside = {file.name for file in job.companions}
+    report = job.report
+    return replace(
+        report,
+        after=replace(report.after, file_bytes=sum(file.bytes for file in outputs if file.name not in beside)),
+        passes=tuple(done for m in job.models for done in receipt.with_errors(m, passes_of(m, report))),
+        files=(*names, REPORT),
+        inputs=inputs,
+        outputs=outputs,
+        verified=tuple(job.check([(m.path, folder / m.path.name) for m in job.models])) if job.check else (),
+    )
+
+
+def _digest(path: Path, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
+    try:
+        return FileDigest(name=path.name, bytes=path.stat().st_size, sha256=sha256(path, advance))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _stamp(model: TailorModel, report: Report) -> None:
+    """Put the receipt of this run into the model's own metadata."""
+    header = {
+        "version": report.version,
+        "recipe": report.recipe,
+        "target": report.target,
+        "weight_bytes": [report.before.weight_bytes, report.after.weight_bytes],
+        "bits_per_weight": report.after.bits_per_weight,
+    }
+    receipt.stamp(model, header, passes_of(model, report))
+
+
+def passes_of(model: TailorModel, report: Report) -> list[PassReport]:
+    """Return what the passes did to one of the models."""
+    return [done for done in report.passes if done.file == model.path.name]

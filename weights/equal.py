@@ -1,0 +1,158 @@
+"""Find weights of equal bytes, so that they are stored once: in the files of a set, in the branches of an If."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from onnx_tailor.weights.jobs import CopyJob, Job
+from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.protobuf import INLINE_LIMIT
+from onnx_tailor.weights.tensors import Blob, WeightTensor
+from onnx_tailor.weights.view import View
+
+_SAMPLE = 4096
+"""Bytes of each end of a weight that are looked at before the rest."""
+
+T = TypeVar("T")
+
+
+def share_equal(tensors: Iterable[WeightTensor]) -> None:
+    """Let all `tensors` whose bytes are equal, or are computed alike from equal bytes, read one blob.
+
+    Equal means equal elements in the same order: a weight that is stored transposed is the same as another where a
+    job reads both in one orientation, as quantization does. Samples and hashes rule out; what remains is proved by
+    comparing bytes. Weights are read in tiles, and only where another has their size.
+    """
+    tensors = list(tensors)
+    views = list(dict.fromkeys(view for tensor in tensors for view in _views(tensor.blob.job)))
+    same = _equal_views(views)
+    if not same:
+        return
+    first: dict[Job, Job] = {}
+    for tensor in tensors:
+        job = _reading(tensor.blob.job, same)
+        known = first.setdefault(job, job)
+        tensor.blob = Blob(_beside(job, known), tensor.blob.output)
+
+
+def _views(job: object) -> Iterator[View]:
+    """Iterate over the views that a job reads, also those of jobs within it."""
+    for each in fields(job):  # type: ignore[arg-type]  # every job is a dataclass
+        value = getattr(job, each.name)
+        if isinstance(value, View):
+            if value.nbytes >= INLINE_LIMIT:
+                yield value
+        elif is_dataclass(value) and each.compare:
+            yield from _views(value)
+
+
+def _reading(job: Any, same: dict[View, View]) -> Any:
+    """Return the job over the first of the equal weights."""
+    if isinstance(job, CopyJob):
+        equal = same.get(job.view, job.view)
+        return CopyJob(equal.bytes_view() if equal.is_contiguous else equal)  # one key for one range of bytes
+    changed = {}
+    for each in fields(job):
+        value = getattr(job, each.name)
+        if isinstance(value, View):
+            new = _as(same[value], value) if value in same else None
+        elif is_dataclass(value) and each.compare:
+            new = _reading(value, same)
+        else:
+            continue
+        if new is not None and new != value:
+            changed[each.name] = new
+    return replace(job, **changed) if changed else job
+
+
+def _as(equal: View, view: View) -> View | None:
+    """Return the bytes of `equal` under dtype and shape of `view`, or None where they don't lie so."""
+    if equal.is_contiguous:
+        return View.contiguous(equal.file, equal.offset, view.dtype, view.shape)
+    return equal if (equal.dtype, equal.shape) == (view.dtype, view.shape) else None
+
+
+def _beside(job: Any, known: Any) -> Any:
+    """Return `job`, sharing with the equal job `known` what is no part of its identity, but for its name."""
+    if job is known:
+        return job
+    shared = {f.name: getattr(known, f.name) for f in fields(job) if not f.compare and f.name != "name"}
+    return replace(job, **shared)
+
+
+def _equal_views(views: list[View]) -> dict[View, View]:
+    """Return, for each view that equals an earlier one, that one."""
+    same: dict[View, View] = {}
+    for alike in _groups(views, [lambda view: view.nbytes, _sample, _digest]):
+        # A contiguous view can stand for any other of its bytes.
+        kept: list[View] = []
+        for view in sorted(alike, key=lambda view: not view.is_contiguous):
+            found = next((first for first in kept if _proved(first, view)), None)
+            if found is None:
+                kept.append(view)
+            else:
+                same[view] = found
+    return same
+
+
+def _groups(views: list[View], keys: list[Callable[[View], Hashable]]) -> list[list[View]]:
+    """Return the groups of at least two views that have all `keys` in common; a later key is asked only of these."""
+    groups = [views]
+    with ThreadPoolExecutor(workers()) as pool:
+        for key in keys:
+            finer = []
+            for group in groups:
+                parts: dict[Hashable, list[View]] = {}
+                for view, value in zip(group, pool.map(key, group), strict=True):
+                    parts.setdefault(value, []).append(view)
+                finer += [part for part in parts.values() if len(part) > 1]
+            groups = finer
+    return groups
+
+
+def _sample(view: View) -> bytes:
+    """Return some bytes of both ends."""
+    if view.is_contiguous:
+        raw = view.bytes_view()
+        return _raw(raw.rows(0, min(_SAMPLE, raw.nbytes))) + _raw(raw.rows(max(0, raw.nbytes - _SAMPLE), raw.nbytes))
+    head, tail = _raw(view.rows(0, 1)), _raw(view.rows(view.shape[0] - 1, view.shape[0]))
+    rows = -(-_SAMPLE // max(1, len(head)))
+    if rows > 1:
+        rows = min(rows, view.shape[0])
+        head, tail = _raw(view.rows(0, rows)), _raw(view.rows(view.shape[0] - rows, view.shape[0]))
+    return head[:_SAMPLE] + tail[-_SAMPLE:]
+
+
+def _digest(view: View) -> bytes:
+    """Return a hash of all bytes, read in tiles."""
+    source = view.bytes_view() if view.is_contiguous else view
+    digest = hashlib.sha256()
+    for tile in source.tiles():
+        digest.update(_raw(source.rows(*tile)))
+    return digest.digest()
+
+
+def _proved(first: View, second: View) -> bool:
+    """Whether all bytes are equal. Both are read in tiles of the one that is not contiguous, if any is not."""
+    if not (first.is_contiguous or second.is_contiguous or first.shape == second.shape):
+        return False
+    whole = second if not second.is_contiguous else first
+    whole = whole.bytes_view() if whole.is_contiguous else whole
+    row_bytes = whole.nbytes // whole.shape[0]
+    return all(_range(first, tile, row_bytes) == _range(second, tile, row_bytes) for tile in whole.tiles())
+
+
+def _range(view: View, tile: tuple[int, int], row_bytes: int) -> bytes:
+    if view.is_contiguous:
+        return _raw(view.bytes_view().rows(tile[0] * row_bytes, tile[1] * row_bytes))
+    return _raw(view.rows(*tile))
+
+
+def _raw(view: View) -> bytes:
+    return np.ascontiguousarray(view.read()).tobytes()
