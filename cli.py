@@ -16,6 +16,7 @@ from onnx_tailor.errors import Terminated, UsageError
 
 if TYPE_CHECKING:
     import onnx_tailor.passes as registry
+    import onnx_tailor.recommend as recommendation
     import onnx_tailor.verify as measure
     from onnx_tailor import option_errors, pipeline
     from onnx_tailor import recipe as reading
@@ -37,6 +38,7 @@ else:
     pipeline = lazy("onnx_tailor.pipeline")
     progress = lazy("onnx_tailor.console.progress")
     reading = lazy("onnx_tailor.recipe")
+    recommendation = lazy("onnx_tailor.recommend")
     registry = lazy("onnx_tailor.passes")
     results = lazy("onnx_tailor.console.results")
     schemas = lazy("onnx_tailor.console.schema")
@@ -302,6 +304,27 @@ def recipes_(
         typer.echo(recipes.path(name).read_text(encoding="utf-8"), nl=False)
     else:
         listing.show_recipes()
+
+
+@app.command()
+def init(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder of them.")],
+    *,
+    target: Annotated[TargetName, typer.Option(help="What will run the model.")] = TargetName.cpu,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The YAML file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a model and write the recipe that fits it, with the reasons as comments."""
+    if output is not None and output.exists():
+        raise UsageError(f"{output} exists already; give another file, or remove it")
+    text = recommendation.recommend(model, target.value)
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {output}", err=True)
+    if as_json:
+        _print_json({"recipe": text, "file": str(output) if output else None})
+    elif output is None:
+        typer.echo(text, nl=False)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from onnx_tailor.yaml_tree import Entry, Position, Problem, Tree, read, refuse
 if TYPE_CHECKING:
     from onnx_tailor.passes.base import Pass
 
-__all__ = ["Position", "Recipe", "Step", "explain", "load", "of_passes"]
+__all__ = ["Position", "Recipe", "Step", "explain", "load", "of_passes", "parse"]
 
 Key = tuple[str | int, ...]
 
@@ -102,6 +102,25 @@ def load(
 
     """
     file, text = _source(reference)
+    name = reference if reference in recipes.names() else Path(reference).stem
+    found = parse(text, file, settings=settings, registry=registry, targets=targets)
+    return replace(found, name=name)
+
+
+def parse(
+    text: str,
+    file: str,
+    *,
+    settings: Sequence[str] = (),
+    registry: Mapping[str, type[Pass]] = PASSES,
+    targets: Mapping[str, object] = TARGETS,
+) -> Recipe:
+    """Read the text of a recipe; `file` is what messages call it.
+
+    Raises:
+        UsageError: the text or a setting is wrong.
+
+    """
     tree = read(text, file)
     if not isinstance(tree.content, Mapping):
         found = "is empty" if tree.content is None else "is not a mapping"
@@ -116,7 +135,7 @@ def load(
         raise refuse(problems)
     target = tree.entries["target"].value.content if "target" in tree.entries else None
     return Recipe(
-        name=Path(reference).stem if reference not in recipes.names() else reference,
+        name=file,
         target=target if isinstance(target, str) else None,
         steps=tuple(step for step in steps if step is not None),
         text=text,
