@@ -7,7 +7,7 @@ offending value and the nearest right spelling.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -285,10 +285,20 @@ def _set(items: Sequence[_Item], setting: str, number: int) -> list[_Item]:
     return [changed if item is found[0] else item for item in items]
 
 
+def _at_recipe(built: Pass, item: _Item) -> Pass:
+    """Return the pass with the relative paths among its options starting at the recipe's folder, where they exist."""
+    moved = {}
+    for option in fields(built):
+        value, file = getattr(built, option.name), item.locate((option.name,)).file
+        if isinstance(value, Path) and file != SETTINGS and (Path(file).parent / value).exists():
+            moved[option.name] = Path(file).parent / value
+    return replace(built, **moved)
+
+
 def _step(item: _Item, cls: type[Pass], problems: list[Problem]) -> Step | None:
     """Build the pass of an item, adding to `problems` what is wrong with its options."""
     try:
-        return Step(build(cls, item.options), item.locate)
+        return Step(_at_recipe(build(cls, item.options), item), item.locate)
     except ValidationError as error:
         problems.extend(describe(error, cls, item.options, item.position))
     except OptionError as error:

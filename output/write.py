@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from onnx_tailor.errors import ModelError, OutputError, ResumeError
 from onnx_tailor.graph import receipt
 from onnx_tailor.graph.model import TailorModel
@@ -97,8 +99,11 @@ def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> R
             digests: list[Future[FileDigest]] = [reader.submit(_digest, file) for file in files]
             try:
                 progress.start("writing", job.read_bytes)
-                write(job.storage.plan, work.folder, progress, notes)
-                names = _write_small(job, work.folder)
+                # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job
+                # are computed again for the graph, and must be those that belong to the large ones.
+                with threadpool_limits(1, user_api="blas"):
+                    write(job.storage.plan, work.folder, progress, notes)
+                    names = _write_small(job, work.folder)
             except BaseException:
                 reader.shutdown(cancel_futures=True)
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -16,14 +17,15 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
+from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
 from onnx_tailor.passes.selectors import NodeRule, Setting, layer_set, select
-from onnx_tailor.quant import BlockFormat, Method
+from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
-Preset = Literal["rtn", "k_quant", "rtn_last", "k_quant_last", "k_quant_mixed"]
+Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "rtn_last", "k_quant_last", "k_quant_mixed"]
 _SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
@@ -40,7 +42,12 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
 
     method: Preset = "k_quant"
-    """How scales and codes are chosen. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the layers."""
+    """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,
+    `gptq` also lets the columns of a weight make up for each other; both need `calibration`. `*_last` gives the head
+    8 bits; `k_quant_mixed` also a part of the layers."""
+    calibration: Path | None = None
+    """The file that `onnx-tailor calibrate` made of this model; a relative path starts at the recipe's folder, or,
+    from the command line or where there is no such file, at the working directory."""
     bits: Literal[2, 4, 8, "float"] = 4
     """Bits of each weight that `nodes` does not name; `float` leaves those as they are."""
     block_size: int = 32
@@ -89,16 +96,19 @@ class Quantize(Pass):
                 f"{model.path}: k_quant_mixed gives bits by layer, but neither structure nor names tell this model's "
                 "layers; use k_quant_last, or `nodes`"
             )
+        data = InputData.open(self.calibration, {self.method, *(rule.method or "" for rule in rules.values())})
         yield from _unusable(model)
-        otherwise = "bits" if self.method in {"rtn", "k_quant"} else "method"
+        otherwise = "method" if self.method.endswith(("_last", "_mixed")) else "bits"
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
-            found = self.match(candidate, rules.get(candidate), layers)
+            found = self.match(candidate, rules.get(candidate), layers, data)
             done = found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
             yield replace(done, details={**told, **done.details})
         model.sweep()
 
-    def match(self, candidate: Candidate, rule: NodeRule | None, layers: int) -> QuantizeJob | Skip:
+    def match(
+        self, candidate: Candidate, rule: NodeRule | None, layers: int, data: InputData | None
+    ) -> QuantizeJob | Skip:
         """Decide how one weight is stored; edits nothing."""
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
@@ -116,8 +126,19 @@ class Quantize(Pass):
             symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
             scale_dtype=_SCALE_TYPES[dtype],
         )
-        method: Method = rule.method or ("rtn" if self.method.startswith("rtn") else "k_quant")
-        job = QuantizeJob(candidate.matrix.view, fmt, method, candidate.matrix.name)
+        method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
+        chosen = Choice("rtn" if method == "rtn" else "k_quant")
+        if method in DATA_METHODS and data is not None:
+            chosen = data.choose(candidate, method)
+        job = QuantizeJob(
+            candidate.matrix.view,
+            fmt,
+            chosen.method,
+            candidate.matrix.name,
+            importance=chosen.importance,
+            factor=chosen.factor,
+            instead=chosen.instead,
+        )
         after = _stored_bytes(job)
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
@@ -125,7 +146,7 @@ class Quantize(Pass):
 
     def _bits(self, candidate: Candidate, layers: int) -> Setting:
         """Return the bits that preset and `bits` give. k_quant_mixed's rule is that of the GenAI model builder."""
-        if self.bits == "float" or self.method in {"rtn", "k_quant"}:
+        if self.bits == "float" or not self.method.endswith(("_last", "_mixed")):
             return self.bits
         where = candidate.place
         if where.role == "lm_head":
@@ -158,7 +179,7 @@ def rewrite(
     fmt, where = job.format, candidate.place
     return Change(
         where=name,
-        what=f"{fmt.bits} bits, block {fmt.block_size}, {'symmetric' if fmt.symmetric else 'asymmetric'}, {job.method}",
+        what=_what(job),
         bytes_before=job.view.nbytes,
         bytes_after=_stored_bytes(job),
         details={
@@ -167,7 +188,7 @@ def rewrite(
             "bits": fmt.bits,
             "block_size": fmt.block_size,
             "symmetric": fmt.symmetric,
-            "method": job.method,
+            "method": job.label,
             "role": where.role,
             "layer": where.layer,
             "layout": layout,
@@ -255,6 +276,14 @@ def _unusable(model: TailorModel) -> Iterator[Skip]:
         found = match_projection(node)
         if isinstance(found, str) and is_constant(node.inputs[1]):
             yield Skip(where=node.name or node.op_type, reason=found)
+
+
+def _what(job: QuantizeJob) -> str:
+    """Return the setting as a report tells it."""
+    fmt = job.format
+    kind = "symmetric" if fmt.symmetric else "asymmetric"
+    method = f"{job.label} ({job.instead})" if job.instead else job.label
+    return f"{fmt.bits} bits, block {fmt.block_size}, {kind}, {method}"
 
 
 def _stored_bytes(job: QuantizeJob) -> int:

@@ -25,7 +25,7 @@ class NodeRule:
     """Weights along K that share a scale: a power of two from 16 on."""
     symmetric: bool | None = None
     """Without zero points."""
-    method: Literal["rtn", "k_quant"] | None = None
+    method: Literal["rtn", "k_quant", "imatrix", "gptq"] | None = None
     """How scales and codes are chosen."""
     layers: str | None = None
     """Only these layers, as in "0-2,15-17"."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Bits = Literal[2, 4, 8]
-Method = Literal["rtn", "k_quant"]
+Method = Literal["rtn", "k_quant", "gptq"]
 ScaleType = Literal["float32", "float16", "bfloat16"]
 
 SCALE_TYPES: dict[str, np.dtype[np.generic]] = {

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.quant import BlockFormat, ErrorSums, Method, NonFiniteError, Quantized, quantize
+from onnx_tailor.quant import BlockFormat, ErrorSums, Method, NonFiniteError, Quantized, gptq, quantize
 from onnx_tailor.weights.corrections import corrections
+from onnx_tailor.weights.factors import SharedFactor
 from onnx_tailor.weights.jobs import Piece
 from onnx_tailor.weights.view import View
 
@@ -68,8 +69,17 @@ class QuantizeJob:
     """The weight's name, for messages."""
     importance: Importance | None = None
     """What an error in each column costs `k_quant`; without it rms(block) + |x|."""
+    factor: SharedFactor | None = None
+    """The second moments of the inputs, which `gptq` needs."""
+    instead: str = field(default="", compare=False)
+    """Why this method was taken in the place of the one asked for; empty where it was not."""
     errors: ErrorLog = field(default_factory=ErrorLog, compare=False, repr=False)
     """How far the stored values are from the weights; complete once every tile of this job was computed."""
+
+    @property
+    def label(self) -> str:
+        """The method's name in a recipe: k_quant with importance is imatrix."""
+        return "imatrix" if self.method == "k_quant" and self.importance is not None else self.method
 
     @property
     def outputs(self) -> Mapping[str, int]:
@@ -103,12 +113,7 @@ class QuantizeJob:
             ModelError: the weight holds a NaN or an infinity.
         """
         try:
-            result = quantize(
-                self.view.rows(*tile).read(),
-                self.format,
-                self.method,
-                self.importance.columns if self.importance else None,
-            )
+            result = self._quantized(self.view.rows(*tile).read())
         except NonFiniteError as error:
             raise ModelError(
                 f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which "
@@ -125,6 +130,13 @@ class QuantizeJob:
     def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
         """Take over the error sums of a tile that an earlier run computed."""
         self.errors.record(tile, ErrorSums(*measured))
+
+    def _quantized(self, values: npt.NDArray[np.generic]) -> Quantized:
+        importance = self.importance.columns if self.importance else None
+        if self.factor is None:
+            return quantize(values, self.format, self.method, importance)
+        assert importance is not None
+        return gptq(values, self.format, self.factor.get(), importance)
 
     def _arrays(self, result: Quantized, wanted: frozenset[str]) -> dict[str, np.ndarray]:
         arrays = {"codes": result.codes, "scales": result.scales}

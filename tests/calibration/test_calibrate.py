@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from gated_mlp import V, activations, mlp, weights
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
@@ -17,7 +18,6 @@ from onnx_tailor.calibration.tokens import BUNDLED, TEXT, choose
 from onnx_tailor.cli import app
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.verify.tokens import random_tokens
-from tests.calibration.models import V, activations, mlp, weights
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 TOKENS = random_tokens(V, windows=3, length=17)

@@ -1,0 +1,77 @@
+"""What the methods that look at data, `imatrix` and `gptq`, are given for each weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from onnx_tailor.calibration import combine
+from onnx_tailor.calibration.file import Calibration, InputStatistics, read
+from onnx_tailor.calibration.lookup import statistics
+from onnx_tailor.errors import OptionError
+from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.quant import Method
+from onnx_tailor.weights.factors import FactorCache, SharedFactor
+from onnx_tailor.weights.quantize_job import Importance
+
+DATA_METHODS = frozenset({"imatrix", "gptq"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a weight's scales and codes are found."""
+
+    method: Method
+    importance: Importance | None = None
+    factor: SharedFactor | None = None
+    instead: str = ""
+    """The method asked for and why it is not used; empty where it is."""
+
+
+@dataclass
+class InputData:
+    """A calibration and what was made of it: weights that read one input share its factor."""
+
+    calibration: Calibration
+    _cache: FactorCache = field(default_factory=FactorCache)
+    _factors: dict[tuple[InputStatistics, ...], SharedFactor] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path | None, methods: set[str]) -> InputData | None:
+        """Read the file that `methods` need; None where they need none.
+
+        Raises:
+            OptionError: the file is missing, unreadable, without Hessians for gptq, or not needed.
+        """
+        needed = sorted(methods & DATA_METHODS)
+        if path is None:
+            if needed:
+                how = "`onnx-tailor calibrate MODEL -o FILE.npz" + (" --hessians`" if "gptq" in needed else "`")
+                raise OptionError(f"{needed[0]} needs `calibration: FILE.npz`, which {how} makes", key=("method",))
+            return None
+        if not needed:
+            advice = "say `method: imatrix` or `method: gptq`"
+            raise OptionError(f"no method of this recipe looks at a calibration; {advice}", key=("calibration",))
+        calibration = read(path)
+        if "gptq" in needed and not all(each.has_hessian for each in calibration.inputs.values()):
+            advice = "calibrate with --hessians, or say `method: imatrix`"
+            raise OptionError(f"{path} holds no Hessians, which gptq needs; {advice}", key=("calibration",))
+        return cls(calibration)
+
+    def choose(self, candidate: Candidate, method: str) -> Choice:
+        """Return how `method`, imatrix or gptq, treats a weight; one that nothing is known about gets k_quant.
+
+        Raises:
+            ModelError: the calibration was made from another model.
+        """
+        found = statistics(self.calibration, candidate)
+        if isinstance(found, str):
+            return Choice("k_quant", instead=f"{method} is not possible: {found}")
+        importance = Importance(combine.importance(found))
+        if method == "imatrix":
+            return Choice("k_quant", importance)
+        if found not in self._factors:
+            load = partial(combine.hessian, found)
+            self._factors[found] = SharedFactor(found[0].name, found, load, self._cache)
+        return Choice("gptq", importance, self._factors[found])

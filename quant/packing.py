@@ -1,0 +1,33 @@
+"""Codes and zero points between one a byte and the packed form of the operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.quant.format import BlockFormat, Quantized
+from onnx_tailor.quant.quantize import unpack
+
+
+def pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Return `values`, each below 2^bits, packed along the last axis, lowest bits first; the inverse of `unpack`."""
+    each = 8 // bits
+    missing = -values.shape[-1] % each
+    if missing:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
+    parts = values.reshape(*values.shape[:-1], -1, each) << np.arange(0, 8, bits, dtype=np.uint8)
+    packed: npt.NDArray[np.uint8] = np.bitwise_or.reduce(parts, axis=-1)
+    return packed
+
+
+def codes_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.uint8]:
+    """Return the codes [rows, blocks * block_size], one a byte."""
+    return unpack(quantized.codes, fmt.bits).reshape(len(quantized.codes), -1)
+
+
+def zero_points_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.uint8]:
+    """Return the zero points [rows, blocks], one a byte."""
+    rows, blocks = quantized.scales.shape
+    if quantized.zero_points is None:
+        return np.full((rows, blocks), 1 << fmt.bits - 1, np.uint8)
+    return np.ascontiguousarray(unpack(quantized.zero_points, fmt.bits)[:, :blocks])

@@ -1,0 +1,69 @@
+"""Factorized second moments: computed once for each input of a projection, when its first tile needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.quant import Factor, factorize
+
+_KEPT = 2
+"""Factors that stay in memory: tiles come weight by weight, and one weight ends while the next begins."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFactor:
+    """The factor of one input; weights that read it share the object. Equal to itself alone."""
+
+    name: str
+    """The input's name, for messages."""
+    source: Hashable
+    """What it is computed from, for the journal of a run."""
+    load: Callable[[], npt.NDArray[np.float32]] = field(compare=False)
+    """Reads the mean of x x^T [K, K]."""
+    cache: FactorCache = field(compare=False)
+
+    def get(self) -> Factor:
+        """Return the factor; the first caller computes it, and others wait.
+
+        Raises:
+            ModelError: the second moments are not usable.
+        """
+        return self.cache.get(self)
+
+
+@dataclass(frozen=True, eq=False)
+class FactorCache:
+    """Holds the factors used last, for all threads."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _factors: OrderedDict[SharedFactor, Future[Factor]] = field(default_factory=OrderedDict)
+
+    def get(self, key: SharedFactor) -> Factor:
+        """Return the factor of `key`."""
+        with self._lock:
+            found = self._factors.get(key)
+            mine = found is None
+            if found is None:
+                found = self._factors[key] = Future()
+            self._factors.move_to_end(key)
+            while len(self._factors) > _KEPT:
+                self._factors.popitem(last=False)
+        if mine:
+            try:
+                found.set_result(factorize(key.load()))
+            except ValueError as error:
+                found.set_exception(
+                    ModelError(f"the second moments of the input {key.name} cannot be used: {error}; calibrate again")
+                )
+            except BaseException as error:
+                found.set_exception(error)
+                raise
+        return found.result()
