@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a calibration beside it."""
     spec = Model(vocabulary=300)
     path = spec.save(tmp_path_factory.mktemp("model") / "model.onnx")
-    calibrate(path, path.with_name("c.npz"), random_tokens(300), hessians=True)
+    calibrate(path, path.with_name("c.npz"), random_tokens(300, windows=32), hessians=True)
     return path
 
 
@@ -68,17 +68,23 @@ def test_imatrix_weighs_each_column_by_its_mean_square(source: Path, tmp_path: P
     assert np.array_equal(stored.operands[1], expected.scales)
 
 
-@pytest.mark.parametrize("options", ["bits: 4", "bits: 8, symmetric: true", "bits: 2, block_size: 16"])
-def test_gptq_gives_outputs_nearer_than_k_quant(source: Path, tmp_path: Path, options: str) -> None:
-    feeds = {"input_ids": ids(Model(vocabulary=300))}
-    reference = run(source, feeds)["logits"]
+@pytest.mark.parametrize(
+    ("options", "part"), [("bits: 4", 0.85), ("bits: 8, symmetric: true", 0.85), ("bits: 2, block_size: 16", 0.95)]
+)
+def test_gptq_gives_outputs_nearer_than_k_quant(tmp_path: Path, options: str, part: float) -> None:
+    """The head is a weight of its own: a tied table's rows are rounded for the head, and embed a little worse."""
+    spec = Model(vocabulary=300, head="separate", weights={"lm_head": Model(vocabulary=300).values()["table"][::-1]})
+    path = spec.save(tmp_path / "model.onnx")
+    calibrate(path, tmp_path / "c.npz", random_tokens(300, windows=32), hessians=True)
+    feeds = {"input_ids": ids(spec)}
+    reference = run(path, feeds)["logits"]
     errors = []
     for method in ("k_quant", "gptq, calibration: c.npz"):
         out = tmp_path / method.split(",")[0]
-        report = tailor(source, out, f"method: {method}, {options}")
+        report = tailor(path, out, f"method: {method}, {options}")
         assert len(changes(report)) == 7
         errors.append(np.square(run(out / "model.onnx", feeds)["logits"] - reference).mean())
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < part * errors[0], errors
 
 
 def test_a_method_for_some_weights_alone(source: Path, tmp_path: Path) -> None:
