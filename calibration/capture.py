@@ -15,6 +15,7 @@ from onnx_tailor.graph.size import weight_tensors
 from onnx_tailor.progress import Progress
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tensors import WeightTensor
+from onnx_tailor.weights.view import View
 
 if TYPE_CHECKING:
     from onnx_tailor.verify.tokens import Tokens
@@ -81,6 +82,7 @@ def _watched(path: Path, names: Sequence[str]) -> bytes:
         if isinstance(tensor, WeightTensor):
             view = tensor.view
             assert view is not None, "load makes contiguous views of files"
+            assert isinstance(view, View)
             assert isinstance(view.file, DataFile)
             location = view.file.path.relative_to(folder).as_posix()
             value.const_value = ir.ExternalTensor(

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx_tailor.graph.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.report import Skip
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.joined import Joined
+from onnx_tailor.weights.view import View, Window
 
 _SAMPLE = 64 << 10
 """Bytes at either end of a weight that tell it from another model's."""
@@ -50,9 +51,12 @@ def find_inputs(model: TailorModel, candidates: Sequence[Candidate]) -> tuple[li
     return inputs, skips
 
 
-def fingerprint(view: View) -> str:
+def fingerprint(view: Window) -> str:
     """Return a hash of a weight's type, size and first and last bytes, whichever way it is read."""
     digest = hashlib.sha256(f"{view.dtype} {sorted(view.shape)}".encode())
+    if isinstance(view, Joined):
+        return hashlib.sha256("".join(map(fingerprint, view.parts)).encode()).hexdigest()
+    assert isinstance(view, View)
     for start in (0, max(0, view.nbytes - _SAMPLE)):
         sample = np.empty(min(_SAMPLE, view.nbytes - start), np.uint8)
         view.file.read_into(view.offset + start, sample)

@@ -13,7 +13,7 @@ from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.projections import Projection, find_projections
 from onnx_tailor.graph.roles import Place, find_places, paths
 from onnx_tailor.graph.tables import Table, find_tables
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Candidate:
 
 def find_candidates(model: TailorModel) -> list[Candidate]:
     """Return every float weight that a projection or a token Gather reads, one entry for each range of bytes."""
-    projections: dict[View, list[Projection]] = {}
-    tables: dict[View, list[Table]] = {}
-    matrices: dict[View, Matrix] = {}
+    projections: dict[Window, list[Projection]] = {}
+    tables: dict[Window, list[Table]] = {}
+    matrices: dict[Window, Matrix] = {}
     for projection in find_projections(model):
         projections.setdefault(projection.weight.view, []).append(projection)
         matrices.setdefault(projection.weight.view, projection.weight)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.model import is_op
 from onnx_tailor.weights.tensors import WeightTensor
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -19,7 +19,7 @@ class Matrix:
 
     root: ir.Value
     """The initializer."""
-    view: View
+    view: Window
     """Its elements in the orientation in which the node reads them."""
     dtype: ir.DataType
     """The type in which the node reads it, after the casts in between."""

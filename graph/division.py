@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.integers import constant_integers, dimensions
 from onnx_tailor.graph.linear import Linear
 from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, attribute
@@ -90,17 +91,33 @@ def _by_attention(route: Route, node: ir.Node) -> Sequence[Share] | str | None:
         return None
     if node.op_type == "MultiHeadAttention":
         return f"MultiHeadAttention {node.name} takes query, key and value interleaved head by head"
-    if node.op_type not in _TAKES_PACKED or not all(empty) or not route.is_plain:
+    if not all(empty) or not route.is_plain:
+        return f"{node.op_type} {node.name} takes it packed, in a form that is not known to have an unpacked one"
+    return attention_shares(node, route.tail[0])
+
+
+def attention_shares(node: ir.Node, rows: int) -> list[Share] | str:
+    """Return how an attention divides `rows` packed rows of query, key and value, or why it takes none packed.
+
+    The form is that of GroupQueryAttention's documentation: (num_heads + 2 * kv_num_heads) * head_size.
+    """
+    if node.domain != MICROSOFT or node.op_type not in _TAKES_PACKED:
         return f"{node.op_type} {node.name} takes it packed, in a form that is not known to have an unpacked one"
     heads, own = attribute(node, "num_heads", 0), attribute(node, "kv_num_heads", 0)
-    size, odd = divmod(route.tail[0], max(1, heads + 2 * own))
-    cached = dimensions(node.inputs[3]) if len(node.inputs) > 3 else None
-    stated = cached[-1] if cached is not None and node.op_type != "PagedAttention" else None
+    size, odd = divmod(rows, max(1, heads + 2 * own))
+    stated = _cached_size(node)
     if odd or not heads or not own or stated not in {None, size}:
         cache = f" and a cache of {stated} for each head" if stated else ""
-        return f"{node.op_type} {node.name} has {heads} and {own} heads, which does not fit {route.tail[0]} rows{cache}"
+        return f"{node.op_type} {node.name} has {heads} and {own} heads, which does not fit {rows} rows{cache}"
     ends = [heads * size, (heads + own) * size, (heads + 2 * own) * size]
     return [Share(start, stop) for start, stop in itertools.pairwise([0, *ends])]
+
+
+def _cached_size(node: ir.Node) -> int | None:
+    """Return the size of a head in the cache of keys, where it is stated and not packed itself."""
+    cache = node.inputs[3] if len(node.inputs) > 3 and node.op_type != "PagedAttention" else None
+    known = dimensions(cache)
+    return known[-1] if cache is not None and cache.dtype in FLOATS and known else None
 
 
 def _by_split(route: Route, node: ir.Node) -> Sequence[Share] | str | None:

@@ -135,7 +135,7 @@ class TailorModel:
         return name
 
     def forget_names(self) -> None:
-        """Look for the names in use anew: somebody else has edited the graph."""
+        """Look for the names in use anew: nodes are gone, or somebody else has edited the graph."""
         self._names.clear()
 
     def sweep(self) -> None:
@@ -145,6 +145,7 @@ class TailorModel:
             for name, value in list(graph.initializers.items()):
                 if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
                     del graph.initializers[name]
+        self.forget_names()
 
 
 def _equal(first: ir.TensorProtocol, second: ir.TensorProtocol) -> bool:

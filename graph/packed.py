@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.division import Division, Share, divide
+from onnx_tailor.graph.heads import head_nodes
 from onnx_tailor.graph.linear import Linear, Operand, match_linear
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.part_roles import part_roles
-from onnx_tailor.graph.roles import place
-from onnx_tailor.weights.slices import take
+from onnx_tailor.graph.roles import find_places
+from onnx_tailor.weights.parts import take
+from onnx_tailor.weights.tensors import WeightTensor
 
 _PACKED_ROLES = frozenset({"qkv", "gate_up"})
 
@@ -27,9 +29,9 @@ class Part:
     start: int
     stop: int
     """Rows of the packed matrix."""
-    operands: tuple[tuple[Operand, ir.TensorProtocol], ...]
+    operands: tuple[tuple[Operand, WeightTensor], ...]
     """The projection's stored inputs, and the part's slice of each."""
-    vectors: tuple[tuple[Operand, ir.TensorProtocol], ...]
+    vectors: tuple[tuple[Operand, WeightTensor], ...]
     """The constants of the nodes behind the projection, such as a bias, and the part's slice of each."""
 
 
@@ -61,6 +63,8 @@ class NotPacked:
 
 def find_packed(model: TailorModel) -> Iterator[Packed | NotPacked]:
     """Yield every projection that is packed or looks so."""
+    places = find_places(model, head_nodes(model))
+    packed = {node for node, place in places.items() if place.role in _PACKED_ROLES}
     for node in list(model.nodes()):
         if node.domain == MICROSOFT and node.op_type == "Attention":
             yield NotPacked(node, "com.microsoft Attention multiplies by the packed weight itself")
@@ -68,18 +72,18 @@ def find_packed(model: TailorModel) -> Iterator[Packed | NotPacked]:
         linear = match_linear(node)
         if linear is None:
             continue
-        found = linear if isinstance(linear, str) else match_packed(linear)
+        found = linear if isinstance(linear, str) else match_packed(linear, looks_packed=node in packed)
         if isinstance(found, Packed):
             yield found
-        elif found is not None and (not isinstance(linear, str) or _is_called_packed(node)):
+        elif found is not None and (not isinstance(linear, str) or node in packed):
             yield NotPacked(node, found)
 
 
-def match_packed(linear: Linear) -> Packed | str | None:
+def match_packed(linear: Linear, *, looks_packed: bool) -> Packed | str | None:
     """Return the parts of `linear`, the reason why it cannot be divided, or None if nothing says that it is packed."""
     division = divide(linear)
     if division is None:
-        return "nothing divides its output" if _is_called_packed(linear.node) else None
+        return "nothing divides its output" if looks_packed else None
     if isinstance(division, str):
         return division
     roles = _roles(division)
@@ -106,18 +110,13 @@ def _roles(division: Division) -> tuple[str, ...] | None:
 def _part(division: Division, role: str, share: Share) -> Part | str:
     linear, (start, stop) = division.linear, division.rows(share)
     vectors = [step.vector for step in division.route.steps if step.vector is not None]
-    sliced: list[list[tuple[Operand, ir.TensorProtocol]]] = [[], []]
+    sliced: list[list[tuple[Operand, WeightTensor]]] = [[], []]
     for into, operands in zip(sliced, (linear.operands, vectors), strict=True):
         for operand in operands:
-            tensor = operand.root.const_value
+            tensor = WeightTensor.of_value(operand.root)
             assert tensor is not None
             found = take(tensor, operand.axis, linear.rows, start, stop)
             if isinstance(found, str):
                 return f"its {operand.kind} {operand.name} cannot be divided: {found}"
             into.append((operand, found))
     return Part(role, share, start, stop, tuple(sliced[0]), tuple(sliced[1]))
-
-
-def _is_called_packed(node: ir.Node) -> bool:
-    weight = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    return place(node, weight or "").role in _PACKED_ROLES

@@ -30,12 +30,19 @@ def part_name(name: str, role: str, roles: Sequence[str]) -> str | None:
 
 def packed_name(names: Sequence[str], roles: Sequence[str]) -> str | None:
     """Return the name that all `names` become when each part's module is spelled as the packed one's."""
-    found = set()
-    for name, role in zip(names, roles, strict=True):
-        pattern = rf"(?<![A-Za-z0-9])(?:{role}_proj|{role})(?![A-Za-z0-9])"
-        renamed, count = re.subn(pattern, _PACKED[frozenset(roles)], name)
-        found.add(renamed if count else None)
+    found = {_packed(name, role, roles) for name, role in zip(names, roles, strict=True)}
     return found.pop() if len(found) == 1 else None
+
+
+def _packed(name: str, role: str, roles: Sequence[str]) -> str | None:
+    pattern = rf"(?<![A-Za-z0-9])(?:{role}_proj|{role})(?![A-Za-z0-9])"
+    renamed, count = re.subn(pattern, packed_spelling(roles), name)
+    return renamed if count else None
+
+
+def packed_spelling(roles: Sequence[str]) -> str:
+    """Return what a packed projection of these roles is called: `qkv_proj`, `gate_up_proj`."""
+    return _PACKED[frozenset(roles)]
 
 
 def operand_name(node: ir.Node, own: str, kind: str, role: str, roles: Sequence[str]) -> str:
@@ -52,6 +59,28 @@ def operand_name(node: ir.Node, own: str, kind: str, role: str, roles: Sequence[
         if path is not None:
             return f"{re.sub(r'[/]+', '.', path).strip('.')}.{kind}"
     return f"{own}.{role}_proj"
+
+
+def packed_operand_name(nodes: Sequence[ir.Node], own: Sequence[str], kind: str, roles: Sequence[str]) -> str:
+    """Return the name of the packed weight, scales, zero points or bias, from those of the parts."""
+    direct = packed_name(own, roles)
+    if direct is not None:
+        return direct
+    for source in ("module scopes", "node name"):
+        path = packed_name([paths(node, "").get(source, "") for node in nodes], roles)
+        if path is not None:
+            return f"{re.sub(r'[/]+', '.', path).strip('.')}.{kind}"
+    return f"{own[0]}.{packed_spelling(roles)}"
+
+
+def packed_metadata(nodes: Sequence[ir.Node], roles: Sequence[str]) -> Mapping[str, str]:
+    """Return the first node's metadata with the module's path spelled as the packed one's."""
+    found = dict(nodes[0].metadata_props)
+    found.pop(_STALE, None)
+    for key in _REWRITTEN:
+        if key in found:
+            found[key] = _packed(found[key], roles[0], roles) or found[key]
+    return found
 
 
 def node_name(node: ir.Node, role: str, roles: Sequence[str]) -> str:

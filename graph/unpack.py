@@ -12,6 +12,7 @@ from onnx_tailor.graph.model import TailorModel, is_op
 from onnx_tailor.graph.packed import Packed, Part
 from onnx_tailor.graph.part_names import node_name, operand_name, part_metadata
 from onnx_tailor.graph.route import Step
+from onnx_tailor.weights.tensors import WeightTensor
 
 _ROWS = "N"
 """The attribute of MatMulNBits that states the rows."""
@@ -77,7 +78,7 @@ def _copy(
 
 
 def _stored(
-    model: TailorModel, packed: Packed, part: Part, node: ir.Node, operand: Operand, tensor: ir.TensorProtocol
+    model: TailorModel, packed: Packed, part: Part, node: ir.Node, operand: Operand, tensor: WeightTensor
 ) -> ir.Value:
     """Register a part's slice of an operand, behind the same Transpose and Cast nodes."""
     name = operand_name(node, operand.name, operand.kind, part.role, packed.roles)

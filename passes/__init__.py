@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.graphsurgeon import GraphSurgeon
+from onnx_tailor.passes.pack_matmul import PackMatMul
 from onnx_tailor.passes.plugins import discover
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.passes.reshape_dim import ReshapeDim
@@ -11,7 +12,15 @@ from onnx_tailor.passes.rewrite_rules import RewriteRules
 from onnx_tailor.passes.tie_embeddings import TieEmbeddings
 from onnx_tailor.passes.unpack_matmul import UnpackMatMul
 
-_OWN: tuple[type[Pass], ...] = (UnpackMatMul, TieEmbeddings, Quantize, ReshapeDim, GraphSurgeon, RewriteRules)
+_OWN: tuple[type[Pass], ...] = (
+    UnpackMatMul,
+    PackMatMul,
+    TieEmbeddings,
+    Quantize,
+    ReshapeDim,
+    GraphSurgeon,
+    RewriteRules,
+)
 OWN: Mapping[str, type[Pass]] = {p.name: p for p in _OWN}
 _OTHERS, BROKEN = discover(OWN)
 """`BROKEN`: why an installed package's pass cannot be had, by its name."""
@@ -22,6 +31,7 @@ __all__ = [
     "OWN",
     "PASSES",
     "GraphSurgeon",
+    "PackMatMul",
     "Pass",
     "Quantize",
     "ReshapeDim",

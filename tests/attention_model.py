@@ -150,7 +150,10 @@ class _Builder:
         layer = self.layer
         if layer.heads == layer.kv_heads:
             return value
-        deep = self._node("Unsqueeze", [value, self._ints([2])], f"{role}_deep")
+        if layer.opset < 13:
+            deep = self._node("Unsqueeze", [value], f"{role}_deep", axes=[2])
+        else:
+            deep = self._node("Unsqueeze", [value, self._ints([2])], f"{role}_deep")
         sizes = self._ints([1, 1, layer.heads // layer.kv_heads, 1, 1])
         wide = self._node("Expand", [deep, sizes], f"{role}_wide")
         return self._node("Reshape", [wide, self._ints([0, layer.heads, -1, layer.size])], f"{role}_repeated")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.weights.pool import workers
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Comparison:
         return self.different_rounded == 0
 
 
-def compare(first: View, second: View) -> Comparison:
+def compare(first: Window, second: Window) -> Comparison:
     """Compare two matrices of the same shape. Both are read once, a few tiles at a time."""
     assert first.shape == second.shape
     if first == second:

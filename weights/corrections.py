@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.weights.jobs import Piece
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 def unpack(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
@@ -35,9 +35,9 @@ def corrections(
 class CorrectionJob:
     """Computes the corrections of a table that was quantized already."""
 
-    scales: View
+    scales: Window
     """[rows, blocks]"""
-    zero_points: View
+    zero_points: Window
     """[rows, ceil(blocks*bits/8)] uint8"""
     bits: int
 

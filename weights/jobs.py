@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window, as_bytes
 
 Piece = tuple[str, int, npt.NDArray[np.generic]]
 """Bytes of an output: its name, the offset within it, and a contiguous array to store there."""
@@ -48,7 +48,7 @@ class Measuring(Protocol):
 class CopyJob:
     """Stores a view's elements in row-major order: a byte copy, or a transposition in tiles."""
 
-    view: View
+    view: Window
 
     @property
     def outputs(self) -> Mapping[str, int]:
@@ -71,5 +71,5 @@ class CopyJob:
         row_bytes = int(source.dtype.itemsize * (source.size // max(1, source.shape[0])))
         yield "data", tile[0] * row_bytes, np.ascontiguousarray(source.read())
 
-    def _source(self) -> View:
-        return self.view.bytes_view() if self.view.is_contiguous else self.view
+    def _source(self) -> Window:
+        return as_bytes(self.view)

@@ -14,7 +14,7 @@ from onnx_tailor.quant import BlockFormat, ErrorSums, Method, NonFiniteError, Qu
 from onnx_tailor.weights.corrections import corrections
 from onnx_tailor.weights.factors import SharedFactor
 from onnx_tailor.weights.jobs import Piece
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 class ErrorLog:
@@ -62,7 +62,7 @@ class QuantizeJob:
     [N, ceil(blocks*bits/8)] uint8, absent when symmetric; `corrections` [N, blocks]: (2^(bits-1) - zero point) * scale.
     """
 
-    view: View
+    view: Window
     format: BlockFormat
     method: Method
     name: str = field(compare=False)

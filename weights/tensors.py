@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnx_tailor.weights.files import InlineBytes
 from onnx_tailor.weights.jobs import CopyJob, Job
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import View, Window, as_bytes
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class WeightTensor(ir.TensorProtocol):
         self.meta: dict[str, object] = {}
 
     @classmethod
-    def of_view(cls, view: View, name: str | None = None) -> WeightTensor:
+    def of_view(cls, view: Window, name: str | None = None) -> WeightTensor:
         """Return the tensor of a view's elements."""
-        source = view.bytes_view() if view.is_contiguous else view  # one key for one range of bytes
-        return cls(Blob(CopyJob(source), "data"), view.dtype, view.shape, name)
+        return cls(Blob(CopyJob(as_bytes(view)), "data"), view.dtype, view.shape, name)
 
     @classmethod
     def of_value(cls, value: ir.Value) -> WeightTensor | None:
@@ -76,12 +75,12 @@ class WeightTensor(ir.TensorProtocol):
         return tensor
 
     @property
-    def view(self) -> View | None:
+    def view(self) -> Window | None:
         """The view that holds this tensor's elements; None where they have to be computed."""
         job = self.blob.job
         if not isinstance(job, CopyJob):
             return None
-        if job.view.is_contiguous:
+        if isinstance(job.view, View) and job.view.is_contiguous:
             return View.contiguous(job.view.file, job.view.offset, self.dtype, self.dims)
         return job.view if job.view.shape == self.dims else None
 

@@ -1,9 +1,11 @@
-"""A window on a file that reads as a tensor: the source of every weight."""
+"""Windows on files that read as tensors: the source of every weight."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,42 @@ from onnx_tailor.weights.files import DataFile, InlineBytes
 TILE_BYTES = 4 << 20
 """About how many bytes one task reads: large enough for the disk, small enough for the memory."""
 _MIN_SEGMENT = 2048
+
+
+class Window(Hashable, Protocol):
+    """What reads as a tensor, in tiles: a View of one file, or several of them joined. Equal windows read the same."""
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of the elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements when stored without gaps; two 4-bit elements share a byte."""
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in row-major order without gaps in one file."""
+
+    def transpose(self) -> Window:
+        """Return the transposed window of a matrix; no byte moves."""
+
+    def rows(self, start: int, stop: int) -> Window:
+        """Return the window of the rows `start` to `stop`; no byte moves."""
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
+
+    def read(self) -> npt.NDArray[np.generic]:
+        """Read the whole tensor, in its shape and own dtype; for small tensors and tiles of larger ones."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +110,7 @@ class View:
 
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
-        count = self.shape[0] if self.shape else 1
-        row_bytes = max(1.0, self.nbytes / max(1, count))
-        step = max(1, int(TILE_BYTES / row_bytes))
-        if not self.is_contiguous:  # each column of the file is read in pieces of `step` elements
-            step = max(step, int(_MIN_SEGMENT / self.dtype.itemsize))
-        return [(start, min(start + step, count)) for start in range(0, count, step)]
+        return tile_rows(self)
 
     def read(self) -> npt.NDArray[np.generic]:
         """Read the whole tensor, in its shape and own dtype; for small tensors and tiles of larger ones."""
@@ -107,6 +140,21 @@ class View:
         raw = buffer.view(np.uint8)
         for index in range(len(buffer)):
             self.file.read_into(self.offset + index * step, raw[index])
+
+
+def as_bytes(window: Window) -> Window:
+    """Return a contiguous view as its bytes, so that one range of bytes has one key; any other window as it is."""
+    return window.bytes_view() if isinstance(window, View) and window.is_contiguous else window
+
+
+def tile_rows(window: Window) -> list[tuple[int, int]]:
+    """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
+    count = window.shape[0] if window.shape else 1
+    row_bytes = max(1.0, window.nbytes / max(1, count))
+    step = max(1, int(TILE_BYTES / row_bytes))
+    if not window.is_contiguous:  # each column of the file is read in pieces of `step` elements
+        step = max(step, int(_MIN_SEGMENT / window.dtype.itemsize))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
