@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_tailor.graph.block_table import BlockTable, correction_job
 from onnx_tailor.graph.model import is_op
 from onnx_tailor.weights.tensors import Blob, WeightTensor
+from onnx_tailor.weights.view import as_bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Tail:
             return False
         if tensor.view is None:
             return tensor.blob == Blob(job, "corrections")
-        stored = tensor.view.bytes_view()
+        stored = as_bytes(tensor.view)
         for tile in job.tiles():
             for _, offset, piece in job.compute(tile, frozenset({"corrections"})):
                 raw = piece.reshape(-1).view("uint8")

@@ -9,7 +9,7 @@ from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.nbits_weight import nbits_nodes, nbits_table
 from onnx_tailor.weights.compare import compare
 from onnx_tailor.weights.rounding import BlockViews, Rounding, compare_rounding
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SameTable:
         return f"{r.misses} of {r.elements} elements have another code than the nearest; {worst}"
 
 
-def same_float_table(model: TailorModel, weight: View) -> SameTable | None:
+def same_float_table(model: TailorModel, weight: Window) -> SameTable | None:
     """Return the quantized head of the float table `weight` [V, K], else the nearest miss; None without a candidate."""
     found: list[SameTable] = []
     for node in nbits_nodes(model):
@@ -73,6 +73,6 @@ def block_views(table: BlockTable) -> BlockViews | None:
     return BlockViews(codes, scales.reshape(shape), points, table.bits, table.columns)
 
 
-def _flat(view: View) -> View:
+def _flat(view: Window) -> Window:
     """Return the view as a matrix, which is what `compare` takes."""
     return view.reshape((view.shape[0], view.size // max(1, view.shape[0])))

@@ -14,7 +14,7 @@ from onnx_tailor.weights.jobs import CopyJob, Job
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.protobuf import INLINE_LIMIT
 from onnx_tailor.weights.tensors import Blob, WeightTensor
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import View, as_bytes
 
 _SAMPLE = 4096
 """Bytes of each end of a weight that are looked at before the rest."""
@@ -55,8 +55,8 @@ def _views(job: object) -> Iterator[View]:
 def _reading(job: Any, same: dict[View, View]) -> Any:
     """Return the job over the first of the equal weights."""
     if isinstance(job, CopyJob):
-        equal = same.get(job.view, job.view)
-        return CopyJob(equal.bytes_view() if equal.is_contiguous else equal)  # one key for one range of bytes
+        equal = same.get(job.view, job.view) if isinstance(job.view, View) else job.view
+        return CopyJob(as_bytes(equal))
     changed = {}
     for each in fields(job):
         value = getattr(job, each.name)

@@ -64,6 +64,12 @@ class Joined:
             first += part.shape[0]
         return inside[0] if len(inside) == 1 else Joined(tuple(inside), 0)
 
+    def reshape(self, shape: tuple[int, ...]) -> Window:
+        """Return the same rows under another shape; only for contiguous windows one below the other."""
+        assert self.axis == 0
+        assert shape[0] == self.shape[0]
+        return Joined(tuple(part.reshape((part.shape[0], *shape[1:])) for part in self.parts), 0)
+
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows (start, stop) that cover the tensor."""
         return tile_rows(self)

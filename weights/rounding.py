@@ -10,18 +10,18 @@ import numpy.typing as npt
 
 from onnx_tailor.weights.corrections import unpack
 from onnx_tailor.weights.pool import workers
-from onnx_tailor.weights.view import View
+from onnx_tailor.weights.view import Window
 
 
 @dataclass(frozen=True)
 class BlockViews:
     """A quantized weight [V, K] in a file, as MatMulNBits reads it."""
 
-    codes: View
+    codes: Window
     """uint8 [V, blocks, block_size*bits/8]"""
-    scales: View
+    scales: Window
     """[V, blocks]"""
-    zero_points: View | None
+    zero_points: Window | None
     """uint8 [V, ceil(blocks*bits/8)]"""
     bits: int
     columns: int
@@ -48,7 +48,7 @@ class Rounding:
         return self.misses == 0
 
 
-def compare_rounding(weight: View, quantized: BlockViews) -> Rounding:
+def compare_rounding(weight: Window, quantized: BlockViews) -> Rounding:
     """Compare a float weight [V, K] with codes: each code must be the nearest of its block's grid.
 
     Round-to-nearest, k-quant and their like differ in how they choose scale and zero point, and all give each element
@@ -61,13 +61,13 @@ def compare_rounding(weight: View, quantized: BlockViews) -> Rounding:
         return _sum(list(pool.map(lambda tile: _tile(weight, quantized, tile, 0.5 + slack), weight.tiles())))
 
 
-def _precision(view: View) -> float:
+def _precision(view: Window) -> float:
     """Return the largest relative error of storing a number in the view's type."""
     digits = {4: 24, 2: 11}[int(view.dtype.itemsize)] if str(view.dtype) != "BFLOAT16" else 8
     return float(2.0**-digits)
 
 
-def _tile(weight: View, quantized: BlockViews, tile: tuple[int, int], half: float) -> Rounding:
+def _tile(weight: Window, quantized: BlockViews, tile: tuple[int, int], half: float) -> Rounding:
     bits, top = quantized.bits, (1 << quantized.bits) - 1
     x = weight.rows(*tile).read().astype(np.float32)
     scales = quantized.scales.rows(*tile).read().astype(np.float32)

@@ -47,6 +47,9 @@ class Window(Hashable, Protocol):
     def rows(self, start: int, stop: int) -> Window:
         """Return the window of the rows `start` to `stop`; no byte moves."""
 
+    def reshape(self, shape: tuple[int, ...]) -> Window:
+        """Return the same elements under another shape; only where the rows are contiguous and stay rows."""
+
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
 
