@@ -65,6 +65,11 @@ def find_structure(flow: Flow, heads: Iterable[ir.Node]) -> Structure:
         blocks.append(
             Block({node: "router"}, flow.depth(node.outputs[0]), flow.roots(product.activation), mixing=False)
         )
+    for head in heads:
+        reached = flow.before(flow.products[head].activation)
+        nearest = {product.node for product in reached.products} - roles.keys()
+        if len(nearest) == len(reached.products) == 1 and not reached.roots:
+            roles[nearest.pop()] = "transform"
     return Structure(roles, _layers(flow, blocks))
 
 

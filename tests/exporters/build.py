@@ -102,8 +102,9 @@ def build(export: Export, python: str, out: Path, limit: float) -> dict[str, obj
 
 
 def _last_error(lines: list[str]) -> str | None:
-    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "Exit"))]
-    return (errors or lines or [None])[-1]
+    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
+    # torch.onnx ends with a page of advice; the first error is the cause.
+    return (errors or lines[-1:] or [None])[0]
 
 
 def main() -> None:

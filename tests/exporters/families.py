@@ -55,11 +55,21 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**_DECODER, "tie_word_embeddings": True}),
     "llama-untied": ("LlamaForCausalLM", "LlamaConfig", {**_DECODER, "tie_word_embeddings": False}),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_DECODER, "head_dim": 16, "tie_word_embeddings": True}),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", {**_DECODER, "tie_word_embeddings": False}),
+    "phi3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        {**_DECODER, "original_max_position_embeddings": 128, "tie_word_embeddings": False},
+    ),
     "phi4": (
         "Phi3ForCausalLM",
         "Phi3Config",
-        {**_DECODER, "hidden_size": 128, "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+        {
+            **_DECODER,
+            "hidden_size": 128,
+            "original_max_position_embeddings": 128,
+            "partial_rotary_factor": 0.75,
+            "tie_word_embeddings": True,
+        },
     ),
     "gpt2": (
         "GPT2LMHeadModel",
@@ -99,7 +109,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "whisper": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
-        {**_SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 64},
+        {**_SEQ2SEQ, "num_mel_bins": 16, "max_source_positions": 1500, "max_target_positions": 64},
     ),
     "qwen3-moe": (
         "Qwen3MoeForCausalLM",

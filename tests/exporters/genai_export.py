@@ -34,7 +34,9 @@ def main(family: str, kind: str, folder: Path) -> None:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         command += ["-m", family, "-i", str(checkpoint), "-o", str(folder), "-p", precision, "-e", "cpu"]
         command += ["-c", str(Path(work) / "cache"), "--extra_options", *options]
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, check=False)
+    if done.returncode:  # the builder has said why
+        sys.exit(done.returncode)
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime-genai", "onnxruntime", "onnx")}
     (folder / "versions.json").write_text(json.dumps(versions) + "\n")
 
