@@ -7,12 +7,28 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, is_constant
-from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, is_op
+from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.tables import find_tables
 
 # What may stand between the head and the logits, besides arithmetic with a constant: soft-capping, casts, slices.
-_TRANSPARENT = ("Cast", "Tanh", "Slice", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
-_WITH_CONSTANT = ("Add", "Sub", "Mul", "Div")
+_TRANSPARENT = (
+    "Cast",
+    "Clip",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "LogSoftmax",
+    "Reshape",
+    "Slice",
+    "Softmax",
+    "Squeeze",
+    "Tanh",
+    "Unsqueeze",
+)
+_WITH_CONSTANT = ("Add", "Sub", "Mul", "Div", "Where")
 
 
 @dataclass(frozen=True)
@@ -43,13 +59,24 @@ class NoHead:
 def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     """Return the heads of the model, one for each output that may be logits.
 
-    An output called `logits` is taken at its word and reported even where no head is found behind it; without one,
-    every float output is tried and those that lead to no projection are no candidates.
+    An output called `logits` is taken at its word and reported even where no head is found behind it. Without one,
+    every float output is tried; those that lead to no projection are no candidates, and a projection with a row for
+    each token of a table is preferred.
     """
     floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None]
     named = [value for value in floats if "logits" in (value.name or "").lower()]
     found = [head for value in named or floats for head in _behind(value, value)]
-    return [head for head in found if named or not isinstance(head, NoHead)]
+    if named:
+        return found
+    proved = [head for head in found if not isinstance(head, NoHead)]
+    # Without the name, keys and values of a cache would pass for logits; a head has a row for each token.
+    vocabularies = {table.matrix.shape[0] for table in find_tables(model)}
+    fitting = [head for head in proved if _rows(head) in vocabularies]
+    return [*(fitting or proved)]
+
+
+def _rows(head: Head | QuantizedHead) -> int:
+    return attribute(head.node, "N", 0) if isinstance(head, QuantizedHead) else head.projection.weight.shape[0]
 
 
 def head_nodes(model: TailorModel) -> list[ir.Node]:
@@ -87,8 +114,16 @@ def _carried(node: ir.Node) -> ir.Value | None:
     if node.domain not in ONNX_DOMAINS:
         return None
     if node.op_type in _TRANSPARENT:
-        return node.inputs[0]
+        return None if is_constant(node.inputs[0]) else node.inputs[0]
     if node.op_type in _WITH_CONSTANT:
-        variable = [value for value in node.inputs if not is_constant(value)]
+        operands = node.inputs[1:] if node.op_type == "Where" else node.inputs
+        variable = [value for value in operands if not _is_fixed(value)]
         return variable[0] if len(variable) == 1 else None
     return None
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """Whether `value` is a constant, also behind Cast, Reshape and the like."""
+    while value is not None and is_op(value.producer(), "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"):
+        value = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
+    return is_constant(value)

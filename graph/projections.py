@@ -15,7 +15,7 @@ class Projection:
     """output = activation @ weight.T (+ bias), in whatever form the exporter wrote it."""
 
     node: ir.Node
-    """The MatMul, Gemm or FusedMatMul."""
+    """The MatMul, Gemm, FusedMatMul or Einsum."""
     weight: Matrix
     """The weight as [N, K], whichever way it lies in the file."""
     activation: ir.Value
@@ -48,7 +48,22 @@ def match_projection(node: ir.Node) -> Projection | str | None:
         if odd or _scaled(node, "alpha"):
             return f"FusedMatMul with {', '.join(odd) or 'alpha'}"
         return _matmul(node, transpose_weight=not attribute(node, "transB", 0))
+    if is_op(node, "Einsum") and len(node.inputs) == 2:
+        return _einsum(node)
     return None
+
+
+def _einsum(node: ir.Node) -> Projection | str:
+    """Read an equation such as `bsk,vk->bsv`: the weight second, the activation's last dimension summed over."""
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    terms, _, result = equation.partition("->")
+    activation, _, weight = terms.partition(",")
+    leading, summed = activation[:-1], activation[-1:]
+    kept = weight.replace(summed, "", 1) if summed else weight
+    plain = len(weight) == 2 and len(kept) == 1 and kept.isalpha() and kept not in activation
+    if not plain or result != leading + kept or summed in leading:
+        return f"Einsum {equation} is no activation [..., K] times a weight of two dimensions"
+    return _matmul(node, transpose_weight=weight.index(summed) == 0)
 
 
 def _matmul(node: ir.Node, *, transpose_weight: bool) -> Projection | str:

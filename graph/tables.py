@@ -6,11 +6,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.constants import Matrix, constant_matrix
+from onnx_tailor.graph.constants import Matrix, constant_matrix, is_constant
 from onnx_tailor.graph.model import TailorModel, attribute, is_op
 
 _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
-_CARRY_IDS = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Clip")
+_CARRY = {
+    **dict.fromkeys(("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Clip", "Slice"), slice(0, 1)),
+    **dict.fromkeys(("Expand", "Tile", "Transpose", "Gather"), slice(0, 1)),
+    "Where": slice(1, 3),
+    **dict.fromkeys(("Max", "Min", "Concat"), slice(None)),
+}
+"""Operators whose output is made of the ids that these inputs hold."""
+_EMBED = ("Add", "Mul", "Cast", "Reshape", "Identity")
+"""What stands between a gathered row and the sum of embeddings."""
 _NO_TOKENS = ("position", "type_id", "segment", "mask")
 
 
@@ -30,8 +38,9 @@ def find_tables(model: TailorModel) -> list[Table]:
     """Return the token tables of the model.
 
     A table is recognised by its shape and by its indices, which come from an integer input of the graph through
-    nodes that only reshape or cast. Positions that are counted inside the graph are no tokens; where positions or
-    token types are inputs themselves, their names tell.
+    nodes that only reshape, cast or choose. Positions that are counted inside the graph are no tokens. Where positions
+    or token types are inputs themselves, their names tell, or else that their rows are added to those of a larger
+    table with indices of its own.
     """
     tables = []
     for node in model.nodes():
@@ -41,19 +50,51 @@ def find_tables(model: TailorModel) -> list[Table]:
         matrix = constant_matrix(node.inputs[0])
         if ids is not None and isinstance(matrix, Matrix):
             tables.append(Table(node, matrix, ids))
-    return tables
+    if len({table.ids for table in tables}) < 2:
+        return tables
+    sums = [(table, _sums(table.node)) for table in tables]
+    return [table for table, own in sums if not any(_outranks(other, table) and own & theirs for other, theirs in sums)]
+
+
+def _outranks(other: Table, table: Table) -> bool:
+    return other.ids is not table.ids and other.matrix.shape[0] > table.matrix.shape[0]
 
 
 def token_ids(value: ir.Value | None) -> ir.Value | None:
     """Return the graph input from which the indices `value` come unchanged, or None if they are no token ids."""
-    while value is not None:
-        node = value.producer()
-        if node is None:
-            break
-        if not is_op(node, *_CARRY_IDS):
-            return None
-        value = node.inputs[0]
-    if value is None or not value.is_graph_input() or value.dtype not in _INTEGERS:
+    found = _sources(value)
+    source = next(iter(found)) if found is not None and len(found) == 1 else None
+    if source is None or source.dtype not in _INTEGERS:
         return None
-    name = (value.name or "").lower()
-    return None if any(word in name for word in _NO_TOKENS) else value
+    name = (source.name or "").lower()
+    return None if any(word in name for word in _NO_TOKENS) else source
+
+
+def _sources(value: ir.Value | None) -> set[ir.Value] | None:
+    """Return the graph inputs of which `value` is made; None where anything else is in it."""
+    if value is None or is_constant(value):
+        return set()
+    node = value.producer()
+    if node is None:
+        return {value} if value.is_graph_input() else None
+    if not is_op(node, *_CARRY):
+        return None
+    found: set[ir.Value] = set()
+    for each in node.inputs[_CARRY[node.op_type]]:
+        inner = _sources(each)
+        if inner is None:
+            return None
+        found |= inner
+    return found
+
+
+def _sums(gather: ir.Node) -> set[ir.Node]:
+    """Return the additions that the gathered rows enter before anything is computed from them."""
+    found: set[ir.Node] = set()
+    queue = list(gather.outputs)
+    while queue:
+        for node in queue.pop().consumers():
+            if is_op(node, *_EMBED) and node not in found:
+                found.add(node)
+                queue += node.outputs
+    return {node for node in found if node.op_type == "Add"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -71,73 +71,94 @@ class TieEmbeddings(Pass):
 
 @dataclass(frozen=True)
 class Tied:
-    """A table and a head that hold the same values, and which copy stays."""
+    """Tables and a head that hold the same values, and which copy stays."""
 
     tables: tuple[Table, ...]
     projection: Projection
     kept: Matrix
-    """The copy that both will read, as [V, K]."""
+    """The copy that all will read, as [V, K]: the one with most rows where a vocabulary is padded."""
     proof: str
-    saved: int
-    """Bytes of the copy that goes."""
+
+    @property
+    def saved(self) -> int:
+        """Bytes of the copies that go."""
+        copies = {m.root: m.view.nbytes for m in (self.projection.weight, *(t.matrix for t in self.tables))}
+        return sum(copies.values()) - self.kept.view.nbytes
 
 
 def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied | Skip:
     """Prove that the head's weight is a token table; decides and edits nothing."""
     head, where = projection.weight, projection.name
-    fitting = [table for table in tables if table.matrix.view.shape == head.view.shape]
+    fitting = [table for table in tables if table.matrix.shape == head.shape] or [
+        table for table in tables if table.matrix.shape[1] == head.shape[1] and not force
+    ]
     if not fitting:
-        shapes = ", ".join(str(list(t.matrix.view.shape)) for t in tables) or "none"
-        wanted = list(head.view.shape)
-        return Skip(where=where, reason=f"no token table has the head's shape {wanted} (tables: {shapes})")
-    nearest: tuple[Table, Comparison] | None = None
-    for table in fitting:
-        result = compare(table.matrix.view, head.view)
-        if result.equal_rounded or force:
-            readers = tuple(t for t in fitting if t.matrix.root is table.matrix.root)
-            if _reads_plainly(projection, table.matrix) and all(not t.matrix.through for t in readers):
-                return Skip(where=where, reason="it is tied already", details={"tied": True})
-            return _tied(readers, projection, result)
-        if nearest is None or result.largest < nearest[1].largest:
-            nearest = (table, result)
-    assert nearest is not None
-    table, result = nearest
+        shapes = ", ".join(str(list(t.matrix.shape)) for t in tables) or "none"
+        return Skip(where=where, reason=f"no token table has the head's shape {list(head.shape)} (tables: {shapes})")
+    results = [(table, _compare(table.matrix, head)) for table in fitting]
+    equal = [(table, result) for table, result in results if result.equal]
+    first, result = next(
+        ((t, r) for t, r in (equal or results) if r.equal_rounded or force),
+        min(results, key=lambda each: each[1].largest),
+    )
+    if not result.equal_rounded and not force:
+        return _different(where, first, head, result)
+    # Copies that are exactly the head's values are one table, however many there are.
+    readers = [t for t, _ in equal] if result.equal else [t for t in fitting if t.matrix.view == first.matrix.view]
+    if all(_reads_plainly(projection, t.matrix) and not t.matrix.through for t in readers):
+        return Skip(where=where, reason="it is tied already", details={"tied": True})
+    return _tied(tuple(readers), projection, result)
+
+
+def _compare(table: Matrix, head: Matrix) -> Comparison:
+    """Compare the rows that both have."""
+    rows = min(table.shape[0], head.shape[0])
+    return compare(table.view.rows(0, rows), head.view.rows(0, rows))
+
+
+def _different(where: str, table: Table, head: Matrix, result: Comparison) -> Skip:
+    padded = "" if table.matrix.shape == head.shape else f" (of {head.shape[0]} and {table.matrix.shape[0]} rows)"
     return Skip(
         where=where,
-        reason=f"its values differ from the table {table.matrix.name} in {result.different} of {result.elements} "
-        f"elements, by up to {result.largest:.6g} at row {result.where[0]}, column {result.where[1]}",
+        reason=f"its values differ from the table {table.matrix.name}{padded} in {result.different} of "
+        f"{result.elements} elements, by up to {result.largest:.6g} at row {result.where[0]}, column {result.where[1]}",
         details={"largest_difference": result.largest, "row": result.where[0], "column": result.where[1]},
     )
 
 
 def _tied(readers: tuple[Table, ...], projection: Projection, result: Comparison) -> Tied:
-    table, head = readers[0].matrix, projection.weight
-    if result.equal:
-        proof = "all values equal"
-        # Equal values in two widths: the narrower copy loses nothing.
-        width = min(table.view.dtype.itemsize, head.view.dtype.itemsize)
-    elif result.equal_rounded:
-        proof = "all values equal after the cast that separates them"
-        width = max(table.view.dtype.itemsize, head.view.dtype.itemsize)
-    else:
+    head, matrices = projection.weight, [table.matrix for table in readers]
+    forced = not result.equal_rounded
+    if forced:
         proof = f"FORCED: {result.different} of {result.elements} values differ, by up to {result.largest:.6g}"
-        width = table.view.dtype.itemsize
-    fitting = [m for m in (table, head) if m.view.dtype.itemsize == width]
+    elif result.equal:
+        proof = "all values equal"
+    else:
+        proof = "all values equal after the cast that separates them"
+    copies = matrices if forced else [*matrices, head]
+    rows = max(m.shape[0] for m in copies)
+    if any(m.shape[0] != rows for m in (*matrices, head)):
+        proof += f"; {rows - min(m.shape[0] for m in (*matrices, head))} rows more in one are padding"
+    longest = [m for m in copies if m.shape[0] == rows]
+    widths = [m.view.dtype.itemsize for m in longest]
+    # Equal values in two widths: the narrower copy loses nothing.
+    width = min(widths) if result.equal else max(widths)
+    fitting = [m for m in longest if m.view.dtype.itemsize == width]
     kept = next((m for m in fitting if m.view.is_contiguous), fitting[0])
-    saved = 0 if table.root is head.root else table.view.nbytes + head.view.nbytes - kept.view.nbytes
-    return Tied(readers, projection, table if not (result.equal or result.equal_rounded) else kept, proof, saved)
+    return Tied(readers, projection, kept, proof)
 
 
 def _reads_plainly(projection: Projection, table: Matrix) -> bool:
     node = projection.node
     plain = is_op(node, "Gemm") or (node.domain == MICROSOFT and node.op_type == "FusedMatMul")
-    return plain and attribute(node, "transB", 0) == 1 and node.inputs[1] is table.root
+    as_stored = projection.weight.root is table.root and all(is_op(n, "Cast") for n in projection.weight.through)
+    return plain and attribute(node, "transB", 0) == 1 and as_stored
 
 
 def rewrite(model: TailorModel, tied: Tied) -> Change:
-    """Make both read `tied.kept` as it lies, with no Transpose and no Reshape of it."""
+    """Make all read `tied.kept` as it lies, with no Transpose and no Reshape of it."""
     kept, projection, name = tied.kept, tied.projection, tied.projection.name
-    gathers = [table.node.name for table in tied.tables]
+    before, gathers = kept.view.nbytes + tied.saved, [table.node.name for table in tied.tables]
     value = _shared_value(model, kept)
     for table in tied.tables:
         _gather_from(model, table, value)
@@ -147,14 +168,27 @@ def rewrite(model: TailorModel, tied: Tied) -> Change:
         weight = model.insert_before(
             projection.node, "Cast", [value], attributes={"to": int(read_as)}, name=f"{kept.name}/cast", dtype=read_as
         )
-    model.replace(projection.output, wrap_gemm(model, projection, weight, read_as))
+    model.replace(projection.output, _logits(model, projection, kept, weight))
     return Change(
         where=name,
         what=f"reads the table {value.name} ({tied.proof})",
-        bytes_before=kept.view.nbytes + tied.saved,
+        bytes_before=before,
         bytes_after=kept.view.nbytes,
         details={"table": value.name, "gather": gathers, "proof": tied.proof},
     )
+
+
+def _logits(model: TailorModel, projection: Projection, kept: Matrix, weight: ir.Value) -> ir.Value:
+    """Insert the head's product with `weight`, cut to the head's own vocabulary where the table has more rows."""
+    node, rows, dtype, name = projection.node, projection.weight.shape[0], projection.weight.dtype, projection.name
+    if kept.shape[0] == rows:
+        return wrap_gemm(model, projection, weight, dtype)
+    whole = wrap_gemm(model, replace(projection, weight=kept, bias=None), weight, dtype)
+    bounds = [model.int64s([n], f"{name}/{what}") for what, n in (("begin", 0), ("end", rows), ("axis", -1))]
+    logits = model.insert_before(node, "Slice", [whole, *bounds], name=f"{name}/vocabulary", dtype=dtype)
+    if projection.bias is None:
+        return logits
+    return model.insert_before(node, "Add", [logits, projection.bias], name=f"{name}/bias", dtype=dtype)
 
 
 def _shared_value(model: TailorModel, kept: Matrix) -> ir.Value:
