@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.inline import inline_weights
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.soundness import require_plain_weights, require_sound, require_values
 from onnx_tailor.weights.files import DataFile, resolve_location
@@ -43,8 +44,9 @@ def load(path: Path) -> TailorModel:
         for node in function:
             _replace_attributes(node, sources)
     require_sound(model, path)
-    # A weight inside a Constant node is a weight like any other.
-    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT)(model)
+    inline_weights(model)
+    # A weight inside a Constant node is a weight like any other. The limit is one of elements, of up to eight bytes.
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT // 8)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
     files = {file.path: file for file in (own, *sources.files.values())}
     return TailorModel(model, path, tuple(locations), tuple(files.values()))
