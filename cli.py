@@ -22,15 +22,20 @@ if TYPE_CHECKING:
     from onnx_tailor import recipe as reading
     from onnx_tailor.calibration import calibrate as calibrating
     from onnx_tailor.calibration import tokens as calibration_tokens
-    from onnx_tailor.console import comparison, inspection, listing, measuring, progress, results
+    from onnx_tailor.console import comparison, inspection, linting, listing, measuring, progress, results
     from onnx_tailor.console import schema as schemas
+    from onnx_tailor.lint import fix as fixing
+    from onnx_tailor.lint import rules as linter
     from onnx_tailor.output import check as checking
 else:
     calibrating = lazy("onnx_tailor.calibration.calibrate")
     calibration_tokens = lazy("onnx_tailor.calibration.tokens")
     checking = lazy("onnx_tailor.output.check")
     comparison = lazy("onnx_tailor.console.comparison")
+    fixing = lazy("onnx_tailor.lint.fix")
     inspection = lazy("onnx_tailor.console.inspection")
+    linter = lazy("onnx_tailor.lint.rules")
+    linting = lazy("onnx_tailor.console.linting")
     listing = lazy("onnx_tailor.console.listing")
     measuring = lazy("onnx_tailor.console.measuring")
     measure = lazy("onnx_tailor.verify")
@@ -201,6 +206,35 @@ def inspect(
         _print_json(found)
     else:
         inspection.show_inspection(found)
+
+
+@app.command()
+def lint(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder of them.")],
+    *,
+    target: Annotated[TargetName, typer.Option(help="What is to run the model.")],
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="RECIPE.yaml", help="Write the recipe that mends what was found.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a target would refuse, compute wrongly or pay for, and what mends it. Exit 1 if there is any problem."""
+    if fix is not None and fix.exists():
+        raise UsageError(f"{fix}: exists already; give --fix a new file")
+    found = linter.lint(model, target.value)
+    text = fixing.recipe(found) if fix is not None else None
+    if fix is not None and text is not None:
+        fix.write_text(text, encoding="utf-8")
+    if as_json:
+        _print_json({**found.to_json(), "recipe": str(fix) if text is not None else None})
+    else:
+        linting.show_lint(found)
+        if fix is not None:
+            typer.echo(
+                f"wrote {fix}" if text is not None else f"nothing that was found has a mend; {fix} was not written"
+            )
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command()

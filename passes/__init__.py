@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from onnx_tailor.passes.accuracy_level import AccuracyLevel
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.graphsurgeon import GraphSurgeon
 from onnx_tailor.passes.pack_matmul import PackMatMul
@@ -17,6 +18,7 @@ _OWN: tuple[type[Pass], ...] = (
     PackMatMul,
     TieEmbeddings,
     Quantize,
+    AccuracyLevel,
     ReshapeDim,
     GraphSurgeon,
     RewriteRules,
@@ -30,6 +32,7 @@ __all__ = [
     "BROKEN",
     "OWN",
     "PASSES",
+    "AccuracyLevel",
     "GraphSurgeon",
     "PackMatMul",
     "Pass",

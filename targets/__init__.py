@@ -6,7 +6,7 @@ The passes choose layouts by these files and `lint` judges by them, so what `run
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -88,6 +88,14 @@ class Target:
     binding_source: str = ""
     one_copy: bool = False
     """Each initializer goes to the device on its own, so two on one byte range become two copies."""
+    bfloat16: bool = False
+    """It multiplies in bfloat16."""
+    ragged_rows: str = ""
+    """Why a table whose rows end inside a block is computed wrongly; "" where it is right."""
+    old_default: str = ""
+    """What older releases took for the zero point of a table that has none; "" where they were right."""
+    integer_kernels: str = ""
+    """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
 
     def objection(self, layout: str, form: TableForm) -> str | None:
         """Return why `layout` is not right for a table of this form, or None if it is right."""
@@ -128,7 +136,13 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         binding_bytes=None if least is None else least["bytes"],
         binding_source="" if least is None else least["source"],
         one_copy=any(part.get("one_copy", False) for part in parts),
+        bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
+        **{name: _first(parts, name) for name in ("ragged_rows", "old_default", "integer_kernels")},
     )
+
+
+def _first(parts: Sequence[Mapping[str, Any]], name: str) -> str:
+    return next((str(part[name]) for part in parts if name in part), "")
 
 
 def _wrong(raw: Mapping[str, Any]) -> Wrong:

@@ -1,0 +1,49 @@
+"""What `lint` found, as text: problems before notes, each with its cost and its mend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from onnx_tailor.console.units import size
+
+if TYPE_CHECKING:
+    from onnx_tailor.lint.finding import Finding
+    from onnx_tailor.lint.rules import Lint
+
+__all__ = ["show_lint"]
+
+_NAMED = 3
+"""Places that are named when several are alike."""
+
+
+def show_lint(found: Lint) -> None:
+    """Print the findings, those that are alike but for their place together."""
+    console = Console()
+    kinds: dict[tuple[str, str, str, str | None], list[Finding]] = {}
+    for finding in found.findings:
+        mend = finding.mend.line if finding.mend else None
+        kinds.setdefault((finding.level, finding.rule, finding.what, mend), []).append(finding)
+    for (level, rule, what, mend), alike in kinds.items():
+        cost = sum(finding.bytes for finding in alike)
+        places = [finding.where for finding in alike]
+        named = ", ".join(places[:_NAMED]) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
+        _line(
+            console, f"{level} {rule}: {named}{f' ({size(cost)})' if cost else ''}", "red" if level == "problem" else ""
+        )
+        _line(console, f"  {what}")
+        if mend is not None:
+            _line(console, f"  recipe: - {mend}", "dim")
+    problems, notes = len(found.problems), len(found.findings) - len(found.problems)
+    _line(console, f"{_count(problems, 'problem')}, {_count(notes, 'note')} for the target {found.target}", "bold")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
+
+
+def _line(console: Console, line: str, style: str = "") -> None:
+    """Print a line in which brackets are brackets."""
+    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

@@ -1,0 +1,23 @@
+"""8-bit weights without accuracy_level 4, which a CPU turns into float whole at every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx_tailor.graph.model import attribute
+from onnx_tailor.graph.nbits_weight import nbits_nodes
+from onnx_tailor.lint.finding import Finding, Mend, Subject
+
+
+def slow_eight_bits(subject: Subject) -> Iterator[Finding]:
+    """Note the MatMulNBits nodes that the CPU's integer kernels pass over."""
+    slow = [
+        node
+        for node in nbits_nodes(subject.model)
+        if attribute(node, "bits", 4) == 8 and attribute(node, "accuracy_level", 0) not in {4}
+    ]
+    if slow and subject.target.integer_kernels:
+        size = max(attribute(node, "N", 0) * attribute(node, "K", 0) * 4 for node in slow)
+        what = f"{len(slow)} MatMulNBits of 8 bits without accuracy_level 4: {subject.target.integer_kernels}"
+        mend = Mend("accuracy-level", {"level": 4})
+        yield subject.note("accuracy-level", slow[0].name, what, bytes_=size, mend=mend)

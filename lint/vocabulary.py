@@ -1,0 +1,48 @@
+"""A table and a head that hold the same values in two copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx_tailor.graph.heads import Head, find_heads
+from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
+from onnx_tailor.graph.read_block_table import FoundTable
+from onnx_tailor.graph.same_table import same_block_table, same_float_table
+from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.lint.finding import Finding, Mend, Subject
+from onnx_tailor.passes.tie_embeddings import Tied, match
+
+_MEND = Mend("tie-embeddings")
+
+
+def untied(subject: Subject) -> Iterator[Finding]:
+    """Compare every table with every head of its shape, float or quantized, and name the copies."""
+    tables = find_tables(subject.model)
+    for head in find_heads(subject.model):
+        if not isinstance(head, Head):
+            continue
+        found = match(head.projection, tables, force=False)
+        if isinstance(found, Tied) and found.saved:
+            what = f"a second copy of the table {found.kept.name} ({found.proof})"
+            yield subject.problem("untied", head.projection.name, what, bytes_=found.saved, mend=_MEND)
+    for table in tables:
+        same = same_float_table(subject.model, table.matrix.view)
+        if same is not None and same.rounding.same:
+            what = f"the table {table.matrix.name} is the head {same.head} in float ({same.proof})"
+            yield subject.problem("untied", table.node.name, what, bytes_=table.matrix.view.nbytes, mend=_MEND)
+
+
+def own_codes(subject: Subject) -> Iterator[Finding]:
+    """Name the quantized tables with bytes of their own that equal a head's."""
+    heads = [(n, t) for n in nbits_nodes(subject.model) if not isinstance(t := nbits_table(n), str)]
+    for found in subject.tables:
+        if not isinstance(found, FoundTable) or found.layout == "broken":
+            continue
+        own = blob_of(found.table.codes)
+        if own is None or any(blob_of(table.codes) == own for _, table in heads):
+            continue
+        for node, table in heads:
+            if same_block_table(found.table, table):
+                what = f"its codes are a second copy of those of the head {node.name}"
+                yield subject.problem("untied", found.node.name, what, bytes_=own.nbytes, mend=_MEND)
+                break
