@@ -64,6 +64,6 @@ def _command(line: str) -> None:
     if words[1:2] == ["verify"] and not Path("OUT").exists():
         assert CliRunner().invoke(app, ["run", "k-quant", "MODEL", "-o", "OUT"]).exit_code == 0
     result = CliRunner().invoke(app, words[1:])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code in ({0, 1} if words[1] == "lint" else {0}), result.output  # lint's 1 says that it found any
     if target is not None:
         Path(target).write_text(result.stdout, encoding="utf-8")
