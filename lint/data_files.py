@@ -8,6 +8,7 @@ from pathlib import Path
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.plan import ALIGNMENT
+from onnx_tailor.weights.view import View
 
 _LARGE = 1 << 20
 """Bytes from which mapping a weight matters."""
@@ -23,7 +24,7 @@ def orphaned(subjects: Sequence[Subject]) -> Iterator[Finding]:
     for subject in subjects:
         for _, tensor in subject.weights:
             view = tensor.view
-            if view is not None and isinstance(view.file, DataFile) and view.file.path != subject.model.path:
+            if isinstance(view, View) and isinstance(view.file, DataFile) and view.file.path != subject.model.path:
                 ranges.setdefault(view.file.path, []).append((view.offset, view.offset + view.nbytes))
                 owners.setdefault(view.file.path, (subject, view.file))
     for path, used in ranges.items():
@@ -52,7 +53,7 @@ def unaligned(subject: Subject) -> Iterator[Finding]:
     loose = []
     for value, tensor in subject.weights:
         view = tensor.view
-        if view is None or not isinstance(view.file, DataFile) or view.file.path == subject.model.path:
+        if not isinstance(view, View) or not isinstance(view.file, DataFile) or view.file.path == subject.model.path:
             continue
         if view.offset % max(1, int(tensor.dtype.itemsize)):
             what = f"begins at byte {view.offset}, inside an element of {tensor.dtype}"

@@ -19,11 +19,13 @@ _HEAD = 1 << 16
 
 def equal_weights(subject: Subject) -> Iterator[Finding]:
     """Name the weights of equal bytes at different places; tables and heads are left to the rule `untied`."""
-    tables = {table.matrix.view.bytes_view() for table in find_tables(subject.model) if table.matrix.view.is_contiguous}
+    views = [table.matrix.view for table in find_tables(subject.model)]
+    tables = {view.bytes_view() for view in views if isinstance(view, View) and view.is_contiguous}
     groups: dict[tuple[object, ...], dict[View, ir.Value]] = {}
     for value, tensor in subject.weights:
-        if tensor.nbytes >= _SMALL and tensor.view is not None:
-            view = tensor.view.bytes_view()
+        view = tensor.view
+        if tensor.nbytes >= _SMALL and isinstance(view, View) and view.is_contiguous:
+            view = view.bytes_view()
             groups.setdefault((tensor.dtype, tensor.nbytes), {}).setdefault(view, value)
     for alike in groups.values():
         by_start = _grouped(alike, _start)
