@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from onnx_tailor.lint import fix as fixing
     from onnx_tailor.lint import rules as linter
     from onnx_tailor.output import check as checking
+    from onnx_tailor.reporting import build as building
 else:
+    building = lazy("onnx_tailor.reporting.build")
     calibrating = lazy("onnx_tailor.calibration.calibrate")
     calibration_tokens = lazy("onnx_tailor.calibration.tokens")
     checking = lazy("onnx_tailor.output.check")
@@ -89,6 +91,9 @@ LimitOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help=f"Exit 1 beyond this value; may be repeated. {LIMIT_HELP}"),
 ]
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Also write an HTML page with charts to this file; it needs no network.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -138,6 +143,7 @@ def run(
     window: WindowOption = 256,
     windows: WindowsOption = None,
     limit: LimitOption = None,
+    report: ReportOption = None,
     as_json: Json = False,
     settings: Annotated[
         list[str] | None,
@@ -152,12 +158,13 @@ def run(
     watch = progress.progress()
     check = None
     if verify and not dry_run:
-        check = measuring.Check(options, model, measure.parse_limits(limit or ()), watch)
-    elif verify or limit or options.given:
-        what = "a dry run makes no model to verify" if verify else "the tokens and --limit belong to --verify"
+        page = None if report is None else building.page_writer(report)
+        check = measuring.Check(options, model, measure.parse_limits(limit or ()), watch, page)
+    elif verify or limit or report or options.given:
+        what = "a dry run makes no model to verify" if verify else "the tokens, --limit and --report belong to --verify"
         raise UsageError(f"{what}; leave out the one or the other")
     try:
-        report = pipeline.run(
+        done = pipeline.run(
             chosen,
             model,
             output,
@@ -173,11 +180,11 @@ def run(
     finally:
         watch.finish()
         if check is not None and not as_json:
-            comparison.show_comparisons(check.found, [])
+            comparison.show_measured(check.found)
     if as_json:
-        _print_json(report.to_json())
+        _print_json(done.to_json())
     else:
-        results.show_report(report)
+        results.show_report(done)
 
 
 @app.command()
@@ -247,7 +254,14 @@ def verify(
     tokenizer: TokenizerOption = None,
     window: WindowOption = 256,
     windows: WindowsOption = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Compare what the models compute on the way, layer by layer.")
+    ] = False,
+    blame: Annotated[
+        bool, typer.Option("--blame", help="Try each rewritten weight alone in the original model; slow.")
+    ] = False,
     limit: LimitOption = None,
+    report: ReportOption = None,
     as_json: Json = False,
 ) -> None:
     """Run models on the same tokens, random ones by default, and measure how far each is from the reference.
@@ -255,22 +269,27 @@ def verify(
     With several candidates, the JSON object holds them as a list under `candidates`.
     """
     limits = measure.parse_limits(limit or ())
-    chosen = measuring.read_tokens(
-        measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows), reference
-    )
+    options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
+    chosen = measuring.read_tokens(options, reference)
     files = [measuring.model_file(candidate) for candidate in candidates]
+    original = measuring.model_file(reference)
+    if report is not None:
+        building.check_path(report)
     watch = progress.progress()
     try:
-        found = list(measure.compare_each(measuring.model_file(reference), files, chosen, progress=watch))
+        found = measuring.measure(
+            original, files, chosen, limits, watch, trace=trace or report is not None, blame=blame
+        )
+        if report is not None:
+            building.build_page(report, original, files, found)
     finally:
         watch.finish()
-    beyond = [measure.exceeded(each, limits) for each in found]
     if as_json:
-        objects = [{**each.to_json(), "exceeded": lines} for each, lines in zip(found, beyond, strict=True)]
+        objects = [each.to_json() for each in found]
         _print_json(objects[0] if len(objects) == 1 else {"candidates": objects})
     else:
-        comparison.show_comparisons(found, beyond)
-    if any(beyond):
+        comparison.show_measured(found, trace=trace)
+    if any(each.exceeded for each in found):
         raise typer.Exit(1)
 
 

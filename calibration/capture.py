@@ -6,16 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from onnx_tailor.calibration.inputs import ProjectionInput
 from onnx_tailor.calibration.statistics import InputSums
 from onnx_tailor.graph.load import load
-from onnx_tailor.graph.size import weight_tensors
+from onnx_tailor.graph.watch import serialize, watch
 from onnx_tailor.progress import Progress
-from onnx_tailor.weights.files import DataFile
-from onnx_tailor.weights.tensors import WeightTensor
-from onnx_tailor.weights.view import View
 
 if TYPE_CHECKING:
     from onnx_tailor.verify.tokens import Tokens
@@ -67,25 +62,5 @@ def _watched(path: Path, names: Sequence[str]) -> bytes:
     model = load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
     values |= {value.name: value for value in model.graph.inputs}
-    model.graph.outputs.clear()
-    for number, name in enumerate(names):
-        # Identity, because a graph input cannot be an output, nor a value two outputs.
-        node = ir.node("Identity", [values[name]], name=f"{_OUTPUT}{number}/identity")
-        node.outputs[0].name = f"{_OUTPUT}{number}"
-        node.outputs[0].type = values[name].type
-        model.graph.append(node)
-        model.graph.outputs.append(node.outputs[0])
-    model.sweep()
-    folder = path.parent
-    for value in weight_tensors(model):
-        tensor = value.const_value
-        if isinstance(tensor, WeightTensor):
-            view = tensor.view
-            assert view is not None, "load makes contiguous views of files"
-            assert isinstance(view, View)
-            assert isinstance(view.file, DataFile)
-            location = view.file.path.relative_to(folder).as_posix()
-            value.const_value = ir.ExternalTensor(
-                location, view.offset, view.nbytes, view.dtype, shape=ir.Shape(view.shape), name=value.name or ""
-            )
-    return ir.to_proto(model.ir_model).SerializeToString()
+    watch(model, {f"{_OUTPUT}{number}": values[name] for number, name in enumerate(names)})
+    return serialize(model)

@@ -9,12 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnx_tailor.console.findings import show_blame, show_trace
+from onnx_tailor.console.units import figure, percent
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnx_tailor.console.measuring import Measured
     from onnx_tailor.verify import Comparison
 
-__all__ = ["figure", "percent", "short_names", "show_comparisons"]
+__all__ = ["short_names", "show_measured"]
 
 _SHOWN_OUTPUTS = 8
 """Outputs in the table; a model has two for each layer."""
@@ -22,18 +26,29 @@ _SHOWN_TOKENS = 5
 """Worst tokens in the table; --json has them all."""
 
 
-def show_comparisons(found: Sequence[Comparison], exceeded: Sequence[Sequence[str]]) -> None:
-    """Print how far each candidate is from the reference, side by side if several, and the limits that it exceeds."""
-    if not found:
+def show_measured(measured: Sequence[Measured], *, trace: bool = False) -> None:
+    """Print how far each candidate is from the reference, side by side if several, and the limits that it exceeds.
+
+    Without `trace`, a trace that only the report's page needed is not printed.
+    """
+    if not measured:
         return
     console = Console()
+    found = [each.comparison for each in measured]
     names = short_names([comparison.candidate for comparison in found])
     if len(found) == 1:
         _show(console, found[0])
     else:
         console.print(_side_by_side(found, names))
-    for name, lines in zip(names, exceeded, strict=False):
-        for line in lines:
+    for name, each in zip(names, measured, strict=True):
+        if len(found) > 1 and ((trace and each.trace) or each.blame):
+            _line(console, name, "bold")
+        if trace and each.trace is not None:
+            show_trace(console, each.trace)
+        if each.blame is not None:
+            show_blame(console, each.blame)
+    for name, each in zip(names, measured, strict=True):
+        for line in each.exceeded:
             _line(console, f"limit exceeded: {f'{name}: ' if len(found) > 1 else ''}{line}", "red")
     _line(console, f"{found[0].tokens:,} tokens, {found[0].source}", "dim")
     if found[0].random:
@@ -110,7 +125,7 @@ def _outputs(comparison: Comparison) -> Table:
 def _side_by_side(found: Sequence[Comparison], names: Sequence[str]) -> Table:
     """Return one row for each candidate."""
     heads = ("perplexity", "KL", "KL 99 %", "top-1", "top-5") if found[0].kl_mean is not None else ()
-    table = Table("candidate", *heads, "output")
+    table = Table("candidate", *(heads or ("largest difference of an output",)))
     for column in table.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
@@ -123,7 +138,7 @@ def _side_by_side(found: Sequence[Comparison], names: Sequence[str]) -> Table:
             percent(each.top5_agreement),
         )
         largest = max(output.max_rel for output in each.outputs)
-        table.add_row(Text(name, overflow="fold"), *(cells if heads else ()), figure(largest))
+        table.add_row(Text(name, overflow="fold"), *(cells if heads else (figure(largest),)))
     return table
 
 
@@ -137,16 +152,6 @@ def short_names(files: Sequence[str]) -> list[str]:
     room = least - start - 1  # what is left in the shortest, without its last part
     end = next((at for at in range(1, room + 2) if len({each[-at] for each in parts}) > 1), 1) - 1
     return [str(PurePath(*each[start : len(each) - end])) for each in parts]
-
-
-def figure(value: float | None) -> str:
-    """Return a measured figure with four digits."""
-    return "" if value is None else f"{value:.4g}"
-
-
-def percent(share: float | None) -> str:
-    """Return a share of 0 to 1 in percent."""
-    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def _visible(text: str) -> str:

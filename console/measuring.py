@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ from onnx_tailor import verify
 from onnx_tailor.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnx_tailor.progress import Progress
-    from onnx_tailor.verify import Comparison, Tokens
+    from onnx_tailor.report import Report
+    from onnx_tailor.verify import Blame, Comparison, Tokens, Trace
 
-__all__ = ["Check", "TokenOptions", "model_file", "read_tokens"]
+__all__ = ["Check", "Measured", "TokenOptions", "measure", "model_file", "read_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,26 @@ class TokenOptions:
 class Check:
     """What `run --verify` asks of its result before the output folder gets its name."""
 
-    def __init__(self, options: TokenOptions, model: Path, limits: Mapping[str, float], progress: Progress) -> None:
-        """Read the tokens, so that a mistake in them comes before the work."""
+    def __init__(
+        self,
+        options: TokenOptions,
+        model: Path,
+        limits: Mapping[str, float],
+        progress: Progress,
+        page: Callable[[Path, Path, Measured, Report], None] | None = None,
+    ) -> None:
+        """Read the tokens, so that a mistake in them comes before the work.
+
+        `page` is given each pair of files, what was measured of it and the run's report, to write a page about it.
+        """
+        self._page = page
         self._tokens = read_tokens(options, model)
         self._limits = limits
         self._progress = progress
-        self.found: list[Comparison] = []
+        self.found: list[Measured] = []
         """What was measured, for each ONNX file."""
 
-    def __call__(self, files: Sequence[tuple[Path, Path]]) -> list[dict[str, Any]]:
+    def __call__(self, files: Sequence[tuple[Path, Path]], report: Report) -> list[dict[str, Any]]:
         """Compare each pair of files, reference and candidate, and return the JSON forms.
 
         Raises:
@@ -54,14 +66,70 @@ class Check:
         """
         beyond: list[str] = []
         for reference, candidate in files:
-            found = verify.compare(reference, candidate, self._tokens, progress=self._progress)
-            self.found.append(replace(found, candidate=candidate.name))  # its folder has yet to get its name
+            (found,) = measure(
+                reference, [candidate], self._tokens, self._limits, self._progress, trace=self._page is not None
+            )
+            # The result's folder has yet to get its name, and the report is to be the same wherever it is made.
+            named = replace(found.comparison, reference=reference.name, candidate=candidate.name)
+            self.found.append(replace(found, comparison=named))
+            if self._page is not None:
+                self._page(reference, candidate, self.found[-1], report)
             several = f"{candidate.name}: " if len(files) > 1 else ""
-            beyond += [f"{several}{line}" for line in verify.exceeded(found, self._limits)]
+            beyond += [f"{several}{line}" for line in found.exceeded]
         self._progress.finish()
         if beyond:
             raise ModelError("\n".join([*beyond, "the result is beyond the limits of --limit; nothing was written"]))
         return [found.to_json() for found in self.found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of one candidate."""
+
+    comparison: Comparison
+    trace: Trace | None = None
+    blame: Blame | None = None
+    exceeded: tuple[str, ...] = ()
+    """A sentence for each limit that is exceeded."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison's JSON form with the others beside it, as far as they were asked for."""
+        found = {**self.comparison.to_json(), "exceeded": list(self.exceeded)}
+        for name, part in (("trace", self.trace), ("blame", self.blame)):
+            if part is not None:
+                found[name] = verify.jsonable(asdict(part))
+        return found
+
+
+def measure(
+    reference: Path,
+    candidates: Sequence[Path],
+    tokens: Tokens | None,
+    limits: Mapping[str, float],
+    progress: Progress,
+    *,
+    trace: bool = False,
+    blame: bool = False,
+) -> list[Measured]:
+    """Compare each candidate with the reference; trace and blame it where that is wanted.
+
+    Raises:
+        ModelError: a model cannot be run.
+        UsageError: a limit is on a figure that the models do not have.
+
+    """
+    if tokens is None:
+        tokens = verify.random_tokens(verify.LanguageModel(reference, role="reference").vocabulary_size)
+    found = list(verify.compare_each(reference, candidates, tokens, progress=progress))
+    return [
+        Measured(
+            comparison=each,
+            trace=verify.trace(reference, file, tokens, progress=progress) if trace else None,
+            blame=verify.blame(reference, file, tokens, progress=progress) if blame else None,
+            exceeded=tuple(verify.exceeded(each, limits)),
+        )
+        for file, each in zip(candidates, found, strict=True)
+    ]
 
 
 def model_file(path: Path) -> Path:

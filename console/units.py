@@ -6,7 +6,7 @@ import re
 
 from onnx_tailor.errors import UsageError
 
-__all__ = ["change", "parse_size", "size", "span"]
+__all__ = ["change", "figure", "parse_size", "percent", "size", "span"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -48,3 +48,13 @@ def span(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def figure(value: float | None) -> str:
+    """Return a measured figure with four digits."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share of 0 to 1 in percent."""
+    return "" if share is None else f"{100 * share:.2f} %"

@@ -12,21 +12,26 @@ from rich.console import Console
 from rich.table import Table
 
 from onnx_tailor import pipeline, recipe, verify
+from onnx_tailor.console.measuring import measure
+from onnx_tailor.progress import Silent
+from onnx_tailor.reporting.build import build_page
 
 HERE = Path(__file__).parent
 RECIPES = ("tie", "rtn", "k-quant", "k-quant-mixed", "k-quant-8bit")
 
 
 def main(model: Path, text: Path, tokenizer: Path, out: Path) -> None:
-    """Run each recipe on `model` and print one table of before and after."""
+    """Run each recipe on `model`, print one table of before and after, and write a page about all of them."""
     console = Console()
     tokens = verify.from_text(text, tokenizer)
     table = Table(title=f"{model.parent.name}/{model.name} on {text.name}")
     for heading in ("", "bytes", "bpw", "perplexity", "KL", "top-1", "s"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    measured = []
     for number, name in enumerate(RECIPES):
         report = pipeline.run(recipe.load(name), model, out / name, overwrite=True)
-        result = verify.compare(model, out / name / model.name, tokens)
+        measured += measure(model, [out / name / model.name], tokens, {}, Silent(), trace=True)
+        result = measured[-1].comparison
         if number == 0:
             table.add_row(
                 "before",
@@ -49,6 +54,9 @@ def main(model: Path, text: Path, tokenizer: Path, out: Path) -> None:
         )
         console.print(f"[bold]{name}[/]: {sum(len(p.changes) for p in report.passes)} changes, written to {out / name}")
     console.print(table)
+    page = out / "report.html"
+    build_page(page, model, [out / name / model.name for name in RECIPES], measured)
+    console.print(f"charts, tables, the worst tokens in context: {page}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.writer import write
 
-Check = Callable[[Sequence[tuple[Path, Path]]], Sequence[Mapping[str, Any]]]
-"""Is given the files of each model before and after, and raises where the result must not be kept."""
+Check = Callable[[Sequence[tuple[Path, Path]], Report], Sequence[Mapping[str, Any]]]
+"""Is given the files of each model before and after and the report so far, and raises where the result must not be
+kept; what it returns stands in the report."""
 
 _SPARE = 1 << 20
 """Bytes for the report and the folder's own entries."""
@@ -163,15 +164,18 @@ def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDiges
     progress.finish()
     beside = {file.name for file in job.companions}
     report = job.report
-    return replace(
+    final = replace(
         report,
         after=replace(report.after, file_bytes=sum(file.bytes for file in outputs if file.name not in beside)),
         passes=tuple(done for m in job.models for done in receipt.with_errors(m, passes_of(m, report))),
         files=(*names, REPORT),
         inputs=inputs,
         outputs=outputs,
-        verified=tuple(job.check([(m.path, folder / m.path.name) for m in job.models])) if job.check else (),
     )
+    if job.check is None:
+        return final
+    pairs = [(model.path, folder / model.path.name) for model in job.models]
+    return replace(final, verified=tuple(job.check(pairs, final)))
 
 
 def _digest(path: Path, advance: Callable[[int], None] = lambda _: None) -> FileDigest:

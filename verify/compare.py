@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["Comparison", "OutputDifference", "compare", "compare_each"]
+__all__ = ["Comparison", "OutputDifference", "compare", "compare_each", "jsonable"]
 
 Array = npt.NDArray[Any]
 
@@ -85,7 +85,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; numbers that JSON lacks become the strings "inf", "-inf" and "nan"."""
-        found: dict[str, Any] = _jsonable(asdict(self))
+        found: dict[str, Any] = jsonable(asdict(self))
         return found
 
 
@@ -251,10 +251,10 @@ def _refuse_nan(model: LanguageModel, logits: Array, window: int) -> None:
         )
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Return `value` with tuples as lists and non-finite numbers as strings."""
     if isinstance(value, dict):
-        return {key: _jsonable(each) for key, each in value.items()}
+        return {key: jsonable(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_jsonable(each) for each in value]
+        return [jsonable(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TOP", "DifferenceMaximum", "LogitSums", "difference", "logit_sums", "most_likely"]
+__all__ = ["TOP", "DifferenceMaximum", "LogitSums", "difference", "divergences", "logit_sums", "most_likely"]
 
 TOP = 5
 """Most likely tokens that the wider agreement looks at."""
@@ -112,6 +112,16 @@ def logit_sums(reference: Array, candidate: Array, ids: npt.NDArray[np.int64]) -
             shared=sum(len(np.intersect1d(p, q)) for p, q in best),
         )
     return total
+
+
+def divergences(reference: Array, candidate: Array) -> tuple[float, ...]:
+    """Return KL(reference || candidate) of each row of logits [s, V], in nats."""
+    rows = max(1, _CHUNK // reference.shape[1])
+    found: tuple[float, ...] = ()
+    for start in range(0, len(reference), rows):
+        part = slice(start, start + rows)
+        found += _divergence(_log_softmax(reference[part]), _log_softmax(candidate[part]))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from onnx_tailor.verify import facts
 from onnx_tailor.verify.feeds import Cache, Input, feeds, is_past
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["LanguageModel", "Optimization"]
@@ -108,17 +109,20 @@ class LanguageModel:
             return size
         return int(self.prefill(np.zeros((1, 2), np.int64))[self.logits].shape[-1])
 
-    def prefill(self, ids: Ids, past: Cache | None = None) -> dict[str, Array]:
+    def prefill(
+        self, ids: Ids, past: Cache | None = None, *, weights: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
         """Run ids [b, s] at once, after `past` where it is given; return every output by name.
 
-        bfloat16 outputs are arrays of ml_dtypes.bfloat16.
+        `weights` are fed for initializers that the graph lets a run override. bfloat16 outputs are arrays of
+        ml_dtypes.bfloat16.
 
         Raises:
             ModelError: an input cannot be filled, or the run fails.
 
         """
         try:
-            values = feeds(self.inputs, ids, past, self._head_size)
+            values = feeds(self.inputs, ids, past, self._head_size) | dict(weights or {})
         except ModelError as error:
             raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
         try:

@@ -67,7 +67,7 @@ def from_npy(path: Path, window: int = 256, *, limit: int | None = None, tokeniz
         raise UsageError(f"{path} must hold one integer array of one or two dimensions.")
     ids = array.astype(np.int64)
     windows = ids if ids.ndim == 2 else _cut(ids, window)
-    return Tokens(windows[:limit], str(path), spell=_speller(_tokenizer(tokenizer_path)) if tokenizer_path else None)
+    return Tokens(windows[:limit], path.name, spell=_speller(_tokenizer(tokenizer_path)) if tokenizer_path else None)
 
 
 def from_text(text_path: Path | None, tokenizer_path: Path, window: int = 256, *, limit: int | None = None) -> Tokens:
@@ -90,7 +90,7 @@ def from_text(text_path: Path | None, tokenizer_path: Path, window: int = 256, *
     ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
     body = _cut(ids, window - len(prefix))
     heads = np.broadcast_to(prefix, (len(body), len(prefix)))
-    source = f"{text_path or 'the bundled passage'} by {tokenizer_path}"
+    source = f"{text_path.name if text_path else 'the bundled passage'} by {tokenizer_path.name}"
     return Tokens(np.concatenate([heads, body], axis=1)[:limit], source, spell=_speller(tokenizer))
 
 
