@@ -79,6 +79,7 @@ def _projections(projections: list[Mapping[str, Any]]) -> Table:
     for projection in projections:
         bits = projection["bits"]
         form = f"{bits} bits" if bits <= 8 else projection["dtype"].lower()
+        form += ", QDQ" if projection.get("form") == "qdq" else ""
         known = projection["recognised_by"] or ""
         kind = (projection["role"] or "?", _shape(projection["shape"]), form, known)
         rows.setdefault(kind, []).append(projection)

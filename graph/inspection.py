@@ -14,8 +14,9 @@ from onnx_tailor.graph.candidates import Candidate, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
 from onnx_tailor.graph.model import TailorModel, attribute
+from onnx_tailor.graph.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
-from onnx_tailor.graph.roles import Place, find_places
+from onnx_tailor.graph.roles import Place, find_places, place
 from onnx_tailor.graph.size import measure
 from onnx_tailor.graph.tables import find_tables
 from onnx_tailor.report import Size
@@ -58,6 +59,7 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     heads = [_head(head) for head in find_heads(model)]
     projections = [_projection(candidate) for candidate in find_candidates(model) if candidate.projections]
     projections += [_quantized_projection(n, places[n]) for n in model.nodes() if n.op_type == "MatMulNBits"]
+    projections += [_qdq_projection(weight) for weight in find_qdq_weights(model)]
     return FileInspection(
         model.path.name,
         measure([model], file_bytes),
@@ -148,6 +150,24 @@ def _quantized_weight(node: Any) -> dict[str, Any]:
         "dtype": "UINT8",
         "bytes": sum(value.const_value.nbytes for value in inputs),
         "bits": attribute(node, "bits", 4),
+    }
+
+
+def _qdq_projection(found: QdqWeight) -> dict[str, Any]:
+    reader = found.reader or found.node
+    where = place(reader, found.weight.name or "")
+    return {
+        "node": reader.name,
+        "weight": found.weight.name,
+        "shape": list(found.weight.dims),
+        "dtype": str(found.weight.dtype),
+        "bytes": found.nbytes,
+        "bits": found.bits,
+        "form": "qdq",
+        "block_size": found.block_size,
+        "layer": where.layer,
+        "role": where.role,
+        "recognised_by": where.recognised_by,
     }
 
 

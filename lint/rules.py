@@ -16,6 +16,7 @@ from onnx_tailor.lint import (
     duplicates,
     folded_weights,
     kernels,
+    qdq,
     table_layouts,
     vocabulary,
 )
@@ -39,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     bindings.too_large,
     data_files.unaligned,
     accuracy.slow_eight_bits,
+    qdq.dequantized_whole,
     kernels.releases,
 )
 """The rules that look at one file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +11,15 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from onnx_tailor.graph.load import load
+from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.save import plan_storage, write_graph
+from onnx_tailor.passes.reshape_dim import rewrite
+from onnx_tailor.progress import Silent
+from onnx_tailor.weights import journal
+from onnx_tailor.weights.writer import write
+
+LAYOUTS = ("alias", "shared", "correction", "plain", "reshape")
 FLOATS = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 IDS = np.array([[3, 0, 7], [5, 5, 1]], np.int64)
 
@@ -192,5 +201,27 @@ def feeds(case: Case, ids: npt.NDArray[np.generic] = IDS) -> dict[str, npt.NDArr
     return values | ({"x": np.eye(case.k, dtype=FLOATS[case.dtype])} if case.head else {})
 
 
-def with_layout(case: Case, layout: str) -> Case:
-    return replace(case, layout=layout)
+def possible(case: Case, layout: str) -> bool:
+    """Whether the layout can be written at all: packed zero points have no 3-D form, none need no correction."""
+    if layout == "shared":
+        return case.symmetric or case.bits == 8
+    return layout != "correction" or not case.symmetric
+
+
+def convert(path: Path, folder: Path, *layouts: str) -> Path:
+    """Rewrite the model's table in each of the layouts in turn."""
+    for number, layout in enumerate(layouts):
+        model = load(path)
+        (table,) = find_block_tables(model)
+        assert isinstance(table, FoundTable), table
+        rewrite(model, table, layout)
+        model.sweep()
+        out = folder / f"{number}-{layout}"
+        out.mkdir()
+        storage = plan_storage([model])
+        notes = journal.begin(out / "journal", {})
+        write(storage.plan, out, Silent(), notes)
+        notes.close()
+        write_graph(model, storage, *storage.stores, out)
+        path = out / path.name
+    return path

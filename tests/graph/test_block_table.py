@@ -8,30 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from onnx import TensorProto
-from quantized_models import FLOATS, IDS, Case, build, feeds, run, weights
+from quantized_models import FLOATS, IDS, LAYOUTS, Case, build, convert, feeds, possible, run, weights
 
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.save import plan_storage, write_graph
-from onnx_tailor.passes.reshape_dim import rewrite
-from onnx_tailor.progress import Silent
 from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
-from onnx_tailor.weights import journal
-from onnx_tailor.weights.writer import write
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LAYOUTS = ("alias", "shared", "correction", "plain", "reshape")
 # Even blocks; odd blocks; odd blocks with a padded row; even blocks with a padded row.
 COLUMNS = (64, 96, 80, 112)
-
-
-def possible(case: Case, layout: str) -> bool:
-    """Whether the layout can be written at all: packed zero points have no 3-D form, none need no correction."""
-    if layout == "shared":
-        return case.symmetric or case.bits == 8
-    return layout != "correction" or not case.symmetric
 
 
 CASES = [
@@ -45,25 +32,6 @@ def found(path: Path) -> FoundTable:
     (only,) = find_block_tables(load(path))
     assert isinstance(only, FoundTable), only
     return only
-
-
-def convert(path: Path, folder: Path, *layouts: str) -> Path:
-    """Rewrite the model's table in each of the layouts in turn."""
-    for number, layout in enumerate(layouts):
-        model = load(path)
-        (table,) = find_block_tables(model)
-        assert isinstance(table, FoundTable), table
-        rewrite(model, table, layout)
-        model.sweep()
-        out = folder / f"{number}-{layout}"
-        out.mkdir()
-        storage = plan_storage([model])
-        notes = journal.begin(out / "journal", {})
-        write(storage.plan, out, Silent(), notes)
-        notes.close()
-        write_graph(model, storage, *storage.stores, out)
-        path = out / path.name
-    return path
 
 
 def check(case: Case, path: Path, layout: str, ids: np.ndarray = IDS) -> None:
