@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
     columns = options.float_columns
     floor = run("float32, head alone", floating(scratch / "f", options.rows, columns, "head"), options, None)
     rows.append(floor)
-    for form in ("tied", "transposed", "copies"):
+    for form in ("tied", "transposed head", "transposed table", "copies"):
         path = floating(scratch / "f", options.rows, columns, form)
         rows += [run(f"float32, {form}", path, options, floor)]
     return rows
@@ -258,7 +258,7 @@ def relaid(source: Path, folder: Path, layout: str) -> Path:
 
 
 def floating(folder: Path, rows: int, columns: int, form: str) -> Path:
-    """Write a float table and head: `head` alone, `tied` as tie-embeddings does, `transposed` as exporters do."""
+    """Write a float table and head: alone, tied as tie-embeddings does, or as exporters do."""
     data = Data(folder / "model.onnx.data")
     tensors = [data.tensor("table", np.float32, (rows, columns))]
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"])
@@ -272,7 +272,15 @@ def floating(folder: Path, rows: int, columns: int, form: str) -> Path:
     if form == "tied":
         nodes = [gather, reshape, helper.make_node("Gemm", ["h", "table"], ["logits"], transB=1)]
         return write(data, nodes, [*tensors, flat], ids)
-    if form == "transposed":
+    if form == "transposed table":  # as the GenAI builder's tied float files
+        nodes = [
+            helper.make_node("Transpose", ["head"], ["table"], perm=[1, 0]),
+            gather,
+            helper.make_node("MatMul", ["x", "head"], ["logits"]),
+        ]
+        tensors = [data.tensor("head", np.float32, (columns, rows), 0)]
+        return write(data, nodes, tensors, ids)
+    if form == "transposed head":  # as torch.onnx and optimum
         nodes = [
             gather,
             helper.make_node("Transpose", ["table"], ["head"], perm=[1, 0]),

@@ -24,7 +24,13 @@ def second_copies(subject: Subject) -> Iterator[Finding]:
         if isinstance(value.const_value, WeightTensor):
             readers.setdefault(value.const_value.blob, set()).update(use.node for use in value.uses())
     for blob, nodes in readers.items():
-        folded = [node for node in nodes if is_op(node, "Reshape", "Transpose", "Cast") and _is_first(node, blob)]
+        folded = [
+            node
+            for node in nodes
+            if is_op(node, "Reshape", "Transpose", "Cast")
+            and _is_first(node, blob)
+            and not (subject.target.repacks and _feeds_products(node))
+        ]
         if not folded or len(nodes) == 1 or blob.nbytes < _SMALL:
             continue
         for node in sorted(folded, key=lambda n: n.name or ""):
@@ -33,6 +39,12 @@ def second_copies(subject: Subject) -> Iterator[Finding]:
             size = _folded_bytes(node, blob)
             what = f"{node.op_type} of {weight.name}, which others read as it lies: ONNX Runtime keeps both in memory"
             yield subject.problem("second-copy", node.name, what, bytes_=size, mend=_mend(subject, node))
+
+
+def _feeds_products(node: ir.Node) -> bool:
+    """Whether only products by the folded weight read it, which a CPU repacks and then lets go of."""
+    uses = list(node.outputs[0].uses())
+    return bool(uses) and all(is_op(use.node, "MatMul", "Gemm") and use.idx == 1 for use in uses)
 
 
 def _is_first(node: ir.Node, blob: Blob) -> bool:

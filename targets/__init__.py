@@ -94,6 +94,8 @@ class Target:
     """Why a table whose rows end inside a block is computed wrongly; "" where it is right."""
     old_default: str = ""
     """What older releases took for the zero point of a table that has none; "" where they were right."""
+    repacks: bool = False
+    """Weights of products are repacked at load and let go of, so that no folded one stays beside them."""
     integer_kernels: str = ""
     """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
 
@@ -136,6 +138,7 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         binding_bytes=None if least is None else least["bytes"],
         binding_source="" if least is None else least["source"],
         one_copy=any(part.get("one_copy", False) for part in parts),
+        repacks=all(part.get("repacks", False) for part in parts if "all_of" not in part),
         bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
         **{name: _first(parts, name) for name in ("ragged_rows", "old_default", "integer_kernels")},
     )

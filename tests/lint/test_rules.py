@@ -147,21 +147,36 @@ def test_a_reshape_of_the_heads_codes(tmp_path: Path) -> None:
     assert not findings(build(tmp_path, Case(8, layout="alias", v=V)), "cpu", "second-copy")
 
 
-def test_a_transpose_of_the_table(tmp_path: Path) -> None:
+TRANSPOSED_HEAD = [
+    helper.make_node("Gather", ["table", "ids"], ["h"], name="/embed"),
+    helper.make_node("Transpose", ["weight"], ["head"], name="/transpose"),
+    helper.make_node("MatMul", ["h", "head"], ["logits"], name="/lm_head"),
+]
+TRANSPOSED_TABLE = [
+    helper.make_node("Transpose", ["weight"], ["table"], name="/transpose"),
+    helper.make_node("Gather", ["table", "ids"], ["h"], name="/embed"),
+    helper.make_node("MatMul", ["h", "weight"], ["logits"], name="/lm_head"),
+]
+
+
+@pytest.mark.parametrize(("target", "problems"), [("cpu", 0), ("cuda", 1), ("portable", 1)])
+def test_a_transpose_of_the_head(tmp_path: Path, target: str, problems: int) -> None:
     table = np.random.default_rng(0).standard_normal((V, K)).astype(np.float32)
-    nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["h"], name="/embed"),
-        helper.make_node("Transpose", ["table"], ["head"], name="/transpose"),
-        helper.make_node("MatMul", ["h", "head"], ["logits"], name="/lm_head"),
-    ]
-    (found,) = findings(float_model(tmp_path, nodes=nodes, arrays={"table": table}), "cpu", "second-copy")
-    assert (found.where, found.bytes, mends([found])) == ("/transpose", table.nbytes, ["tie-embeddings"])
+    path = float_model(tmp_path, nodes=TRANSPOSED_HEAD, arrays={"table": table, "weight": table})
+    found = findings(path, target, "second-copy")
+    assert [(f.where, f.bytes) for f in found] == [("/transpose", table.nbytes)] * problems
+    assert mends(found) == ["tie-embeddings"] * problems
     # A Transpose that is the weight's only reader takes the weight's place in memory.
-    assert not findings(float_model(tmp_path, arrays={"table": table, "w": table}, nodes=[
-        helper.make_node("Gather", ["table", "ids"], ["h"], name="/embed"),
-        helper.make_node("Transpose", ["w"], ["head"], name="/transpose"),
-        helper.make_node("MatMul", ["h", "head"], ["logits"], name="/lm_head"),
-    ], share=False), "cpu", "second-copy")  # fmt: skip
+    arrays = {"table": table, "weight": table + 1}
+    assert not findings(float_model(tmp_path, nodes=TRANSPOSED_HEAD, arrays=arrays), target, "second-copy")
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_a_transpose_of_the_table(tmp_path: Path, target: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((K, V)).astype(np.float32)
+    path = float_model(tmp_path, nodes=TRANSPOSED_TABLE, arrays={"weight": weight})
+    (found,) = findings(path, target, "second-copy")
+    assert (found.where, found.bytes, mends([found])) == ("/transpose", weight.nbytes, ["tie-embeddings"])
 
 
 # no-kernel, bfloat16, release, accuracy-level
