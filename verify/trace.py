@@ -46,18 +46,17 @@ class Point:
     relative_error: float
     """||candidate - reference|| / ||reference||, Euclidean norms over all tokens and channels."""
     channel: int | None
-    """The channel (index in the last axis) with the largest relative error of its own; None where nothing differs."""
+    """The channel (index in the last axis) that differs most; None where nothing differs."""
     channel_error: float
     """That channel's own relative error."""
     median_error: float
     """The median over the channels of their relative errors."""
+    stands_out: float
+    """How many times the median that channel's error is; inf where most channels do not differ.
 
-    @property
-    def stands_out(self) -> float:
-        """How many times the median the worst channel's error is; inf where most channels do not differ."""
-        if self.channel_error == 0.0:
-            return 0.0
-        return self.channel_error / self.median_error if self.median_error > 0.0 else float("inf")
+    Here the errors are relative to the larger of the channel's own norm and the median channel's: where a channel is
+    next to nothing, as in a sum that cancels, the usual error is large beside it and means nothing.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +151,14 @@ class _Sums:
         assert self._errors is not None
         whole = float(np.sqrt(_ratio(self._errors.sum(), self._values.sum())))
         each = np.sqrt(_ratio(self._errors, self._values))
-        worst = int(np.argmax(each))
+        steady = np.sqrt(_ratio(self._errors, np.maximum(self._values, np.median(self._values))))
+        worst = int(np.argmax(steady))
         return {
             "relative_error": whole,
-            "channel": worst if each[worst] > 0.0 else None,
+            "channel": worst if steady[worst] > 0.0 else None,
             "channel_error": float(each[worst]),
             "median_error": float(np.median(each)),
+            "stands_out": float(np.sqrt(_ratio(np.square(steady[worst]), np.square(np.median(steady))))),
         }
 
 

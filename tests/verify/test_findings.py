@@ -100,6 +100,10 @@ def test_a_spoiled_row_among_quantized_weights_is_found_by_both(
     assert (share.layer, share.role, share.odd_row) == (LAYER, "up", ROW)
 
 
+def test_rounding_alone_makes_no_channel_stand_out(quantized: Path, tokens: Tokens) -> None:
+    assert trace(MODEL, quantized, tokens).outlier is None
+
+
 def test_nothing_differs_in_a_model_itself(quantized: Path, tokens: Tokens) -> None:
     for path in (MODEL, quantized):
         seen = trace(path, path, tokens)
