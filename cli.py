@@ -85,7 +85,9 @@ TextOption = Annotated[
 TokenizerOption = Annotated[
     Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside the model to compare with.")
 ]
-WindowOption = Annotated[int, typer.Option(help="Tokens of each window, run on its own.", min=2)]
+WindowOption = Annotated[
+    int | None, typer.Option(help="Tokens of each window, run on its own; by default 256, of random ones 64.", min=2)
+]
 WindowsOption = Annotated[int | None, typer.Option(help="Take no more windows than this.", min=1)]
 LimitOption = Annotated[
     list[str] | None,
@@ -140,7 +142,7 @@ def run(
     tokens: TokensOption = None,
     text: TextOption = None,
     tokenizer: TokenizerOption = None,
-    window: WindowOption = 256,
+    window: WindowOption = None,
     windows: WindowsOption = None,
     limit: LimitOption = None,
     report: ReportOption = None,
@@ -252,7 +254,7 @@ def verify(
     tokens: TokensOption = None,
     text: TextOption = None,
     tokenizer: TokenizerOption = None,
-    window: WindowOption = 256,
+    window: WindowOption = None,
     windows: WindowsOption = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Compare what the models compute on the way, layer by layer.")

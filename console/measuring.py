@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Measured", "TokenOptions", "measure", "model_file", "read_tokens"]
 
 
+WINDOW = 256
+"""Tokens of a window of a text."""
+RANDOM_WINDOWS, RANDOM_LENGTH = 4, 64
+"""Windows of random tokens and the tokens of each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenOptions:
     """The options that choose the tokens, as they came from the command line."""
@@ -26,13 +32,14 @@ class TokenOptions:
     tokens: Path | None
     text: Path | None
     tokenizer: Path | None
-    window: int
+    window: int | None
+    """Tokens of a window; without it 256, or 64 of random ones."""
     windows: int | None
 
     @property
     def given(self) -> bool:
         """Whether one of them was given at all."""
-        return any((self.tokens, self.text, self.tokenizer, self.windows))
+        return any((self.tokens, self.text, self.tokenizer, self.window, self.windows))
 
 
 class Check:
@@ -104,7 +111,7 @@ class Measured:
 def measure(
     reference: Path,
     candidates: Sequence[Path],
-    tokens: Tokens | None,
+    tokens: Tokens | TokenOptions,
     limits: Mapping[str, float],
     progress: Progress,
     *,
@@ -113,13 +120,19 @@ def measure(
 ) -> list[Measured]:
     """Compare each candidate with the reference; trace and blame it where that is wanted.
 
+    Options in the place of tokens are those of random ones, for which the model's vocabulary has to be known.
+
     Raises:
         ModelError: a model cannot be run.
         UsageError: a limit is on a figure that the models do not have.
 
     """
-    if tokens is None:
-        tokens = verify.random_tokens(verify.LanguageModel(reference, role="reference").vocabulary_size)
+    if isinstance(tokens, TokenOptions):
+        tokens = verify.random_tokens(
+            verify.LanguageModel(reference, role="reference").vocabulary_size,
+            windows=tokens.windows or RANDOM_WINDOWS,
+            length=tokens.window or RANDOM_LENGTH,
+        )
     found = list(verify.compare_each(reference, candidates, tokens, progress=progress))
     return [
         Measured(
@@ -147,8 +160,8 @@ def model_file(path: Path) -> Path:
     return files[0]
 
 
-def read_tokens(options: TokenOptions, reference: Path) -> Tokens | None:
-    """Read the tokens that the options name; None for random ones.
+def read_tokens(options: TokenOptions, reference: Path) -> Tokens | TokenOptions:
+    """Read the tokens that the options name; return the options themselves where they ask for random ones.
 
     Raises:
         UsageError: options exclude each other, or a file cannot be read.
@@ -159,11 +172,11 @@ def read_tokens(options: TokenOptions, reference: Path) -> Tokens | None:
     if options.tokens is None and options.text is None:
         if options.tokenizer is not None:
             raise UsageError("--tokenizer needs --text or --tokens, the tokens to read with it")
-        return None
+        return options
     beside = (reference if reference.is_dir() else reference.parent) / "tokenizer.json"
     tokenizer = options.tokenizer or beside
     if options.tokens is not None:
         spelling = options.tokenizer or (beside if beside.is_file() else None)
-        return verify.from_npy(options.tokens, options.window, limit=options.windows, tokenizer_path=spelling)
+        return verify.from_npy(options.tokens, options.window or WINDOW, limit=options.windows, tokenizer_path=spelling)
     text = None if str(options.text) == verify.BUNDLED else options.text
-    return verify.from_text(text, tokenizer, options.window, limit=options.windows)
+    return verify.from_text(text, tokenizer, options.window or WINDOW, limit=options.windows)

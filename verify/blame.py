@@ -53,7 +53,8 @@ class Share:
     bits: int | None
     """As the candidate stores it; None for float."""
     mend: str | None
-    """An entry of quantize's `nodes` that would store it better; None where it is in float already."""
+    """An entry of quantize's `nodes` that would store it better, several lines where the candidate has divided the
+    weight; None where it is in float already."""
     mend_bytes: int
     """About how many bytes that would add."""
     relative_error: float
@@ -145,12 +146,21 @@ def _share(pair: Pair, errors: npt.NDArray[np.float64], kl: float, tokens: int) 
         weight=pair.ours.initializers[0].name or "",
         kl=float(kl) / tokens,
         bits=pair.bits,
-        mend=None if better is None else _entry(pair.ours, better),
+        mend=None if better is None else _entries(pair, better),
         mend_bytes=0 if better is None else rows * columns * more // 8,
         relative_error=median,
         odd_row=worst if odd else None,
         odd_row_error=float(errors[worst]) if odd else 0.0,
     )
+
+
+def _entries(pair: Pair, bits: int | str) -> str:
+    """Return the entries of `nodes` that name this weight and no other, one a line.
+
+    Where the candidate has divided it, the rule has to name the parts, since the recipe divides before it quantizes.
+    """
+    weights = pair.theirs if len(pair.theirs) > 1 else (pair.ours,)
+    return "\n".join(_entry(weight, bits) for weight in weights)
 
 
 def _entry(weight: StoredWeight, bits: int | str) -> str:

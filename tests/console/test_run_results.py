@@ -138,3 +138,9 @@ def test_options_that_do_not_go_together(options: tuple[str, ...], recipe: Path,
 def _weights(path: Path) -> dict[str, np.ndarray]:
     model = onnx.load(path)
     return {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+
+
+def test_windows_count_for_random_tokens_as_well() -> None:
+    found = json.loads(call("verify", EXAMPLE, EXAMPLE, "--window", 8, "--windows", 2, "--json").stdout)
+    assert (found["tokens"], found["random"]) == (16, True)
+    assert (found["kl_mean"], found["kl_max"], found["worst"]) == (0.0, 0.0, [])
