@@ -14,6 +14,7 @@ from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
+from onnx_tailor.graph.products import chosen_of_stack
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
@@ -274,7 +275,11 @@ def _unusable(model: TailorModel) -> Iterator[Skip]:
         yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
     for node in list(model.nodes()):
         found = match_projection(node)
-        if isinstance(found, str) and is_constant(node.inputs[1]):
+        stack = chosen_of_stack(node)
+        if stack is not None:
+            reason = f"the router chooses its weights from the stack {stack.name}; MatMulNBits takes one matrix"
+            yield Skip(where=node.name or node.op_type, reason=reason)
+        elif isinstance(found, str) and is_constant(node.inputs[1]):
             yield Skip(where=node.name or node.op_type, reason=found)
 
 
