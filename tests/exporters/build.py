@@ -35,6 +35,18 @@ GENAI = (
     "int4-k_quant_mixed",
     "int8",
 )
+# Files that ONNX Runtime's quantizer makes of exports above: what transformers.js calls q4 and q4f16, and the
+# algorithms that Olive and the GenAI builder call too.
+QUANTIZED = (
+    ("q4", "torchscript-llama-fp32"),
+    ("q4f16", "torchscript-llama-fp16"),
+    ("q4", "dynamo-qwen3-fp32"),
+    ("q4f16", "dynamo-gemma3-fp16"),
+    ("rtn", "torchscript-gpt2-fp32"),
+    ("rtn", "dynamo-llama-untied-fp32"),
+    ("k_quant", "dynamo-lfm2-fp32"),
+    ("k_quant", "torchscript-phi4-fp32"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Export:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return f"{self.exporter}-{self.family}-{self.dtype}"
+        return f"{self.exporter}-{self.family}-{self.dtype}".replace(" ", "-")
 
 
 def exports() -> list[Export]:
@@ -69,6 +81,11 @@ def exports() -> list[Export]:
     for kind in GENAI:
         script = "genai_export.py"
         found += [Export("genai", family, kind, "genai", (script, family, kind)) for family in (*DECODERS, "whisper")]
+    for method, source in QUANTIZED:
+        exporter, _, rest = source.partition("-")
+        family, _, dtype = rest.rpartition("-")
+        script = ("quantized_export.py", method, f"{{out}}/{source}")
+        found.append(Export(f"{method} of {exporter}", family, dtype, "torch", script))
     return found
 
 
@@ -77,7 +94,8 @@ def build(export: Export, python: str, out: Path, limit: float) -> dict[str, obj
     folder, started = out / export.name, time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [python, str(HERE / export.command[0]), *export.command[1:], str(folder)]
+    command = [python, str(HERE / export.command[0]), *(part.format(out=out) for part in export.command[1:])]
+    command.append(str(folder))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

@@ -193,18 +193,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exports", type=Path)
     parser.add_argument("--only", default="*")
-    parser.add_argument("--missing", action="store_true", help="check only what has no result yet")
+    parser.add_argument("--missing", action="store_true", help="leave alone what was checked before")
     options = parser.parse_args()
-    kept = options.exports / "results.json"
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     for manifest in sorted(options.exports.glob("*/manifest.json")):
         name, facts = manifest.parent.name, json.loads(manifest.read_text())
-        if not fnmatch.fnmatch(name, options.only) or (options.missing and name in results):
+        kept = manifest.with_name("result.json")
+        if not fnmatch.fnmatch(name, options.only) or (options.missing and kept.exists()):
             continue
-        results[name] = {**facts, **({} if facts["reason"] else check_export(manifest.parent, facts["dtype"]))}
-        failures = {key: each["failures"] for key, each in results[name].get("recipes", {}).items()}
-        print(name, facts["reason"] or {key: each for key, each in failures.items() if each} or "right", flush=True)
-        kept.write_text(json.dumps(results, indent=1) + "\n")
+        result = {**facts, **({} if facts["reason"] else check_export(manifest.parent, facts["dtype"]))}
+        failures = {key: each["failures"] for key, each in result.get("recipes", {}).items() if each["failures"]}
+        print(name, facts["reason"] or failures or "right", flush=True)
+        kept.write_text(json.dumps(result, indent=1) + "\n")
+    results = {each.parent.name: json.loads(each.read_text()) for each in sorted(options.exports.glob("*/result.json"))}
     write_page(results, PAGE)
 
 
