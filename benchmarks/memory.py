@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--float-columns", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--load", type=Path, nargs="+", metavar="MODEL", help="load these instead, the first the floor")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=3, metavar=("MODEL", "THREADS", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,6 +71,10 @@ def main() -> None:
 def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
     """Write, load and remove one model after the other."""
     rows: list[Row] = []
+    for path in options.load or ():
+        rows.append(run(str(path), path, options, rows[0] if rows else None, keep=True))
+    if rows:
+        return rows
     for bits in (4, 8):
         layouts = ["alias", "plain", "correction", "reshape"] + (["shared"] if bits == 8 else [])
         source = quantized(scratch / "source", bits, options.rows, options.columns, table=True)
@@ -88,14 +93,14 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
     return rows
 
 
-def run(form: str, path: Path, options: argparse.Namespace, floor: Row | None) -> Row:
-    """Measure one model in a child, and remove it."""
+def run(form: str, path: Path, options: argparse.Namespace, floor: Row | None, *, keep: bool = False) -> Row:
+    """Measure one model in a child, and remove it unless `keep`."""
     command = [sys.executable, __file__, "--child", str(path), str(options.threads), str(options.tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     disk = sum(file.stat().st_size for file in path.parent.iterdir() if ".onnx" in file.name) / 1e6
     ratio = found["heap_loaded"] / floor.heap_loaded if floor else 1.0
-    if path.parent.name != "source":
+    if path.parent.name != "source" and not keep:
         shutil.rmtree(path.parent)
     return Row(form=form, disk_mb=disk, heap_ratio=ratio, **found)
 
@@ -111,10 +116,10 @@ def child(path: Path, threads: int, tokens: int) -> None:
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - start
     loaded = resident()
-    (value,) = session.get_inputs()
+    value, *others = session.get_inputs()
     width = value.shape[-1] if value.name == "x" else 0
     times = []
-    for token in range(tokens):
+    for token in range(0 if others else tokens):  # a whole model is loaded only
         feed = np.full((1, 1, width), 0.01, np.float32) if width else np.array([[token * 97]], np.int64)
         start = time.perf_counter()
         session.run(None, {value.name: feed})
@@ -128,7 +133,7 @@ def child(path: Path, threads: int, tokens: int) -> None:
                 "heap_run": after[0] - before[0],
                 "file_run": after[1] - before[1],
                 "load_seconds": seconds,
-                "token_ms": 1e3 * statistics.median(times),
+                "token_ms": 1e3 * statistics.median(times) if times else 0.0,
             }
         )
     )
