@@ -180,7 +180,7 @@ def rewrite(
     fmt, where = job.format, candidate.place
     return Change(
         where=name,
-        what=_what(job),
+        what=_what(job) + _objection(target, fmt.bits),
         bytes_before=job.view.nbytes,
         bytes_after=_stored_bytes(job),
         details={
@@ -196,6 +196,13 @@ def rewrite(
             "readers": len(candidate.projections) + len(candidate.tables),
         },
     )
+
+
+def _objection(target: Target, bits: int) -> str:
+    """Say that the target multiplies by no weight of so many bits; "" where it does."""
+    if not target.lacks("MatMulNBits", bits):
+        return ""
+    return f"; but MatMulNBits has no kernel of {bits} bits on {target.name}, so it runs slowly there, or not at all"
 
 
 def widest(candidate: Candidate) -> ir.DataType:

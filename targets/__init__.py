@@ -107,6 +107,10 @@ class Target:
         """Return the best layout that is right for a table of this form."""
         return next(layout for layout in self.layouts if self.objection(layout, form) is None)
 
+    def lacks(self, operator: str, bits: int) -> bool:
+        """Whether a provider has the operator, but not with so many bits."""
+        return any(kernel.dtypes and bits not in kernel.since for kernel in self.kernels_of(operator))
+
     def kernels_of(self, operator: str) -> tuple[Kernel, ...]:
         """Return what is known of this operator's kernels: one for a provider, several for `portable`."""
         return tuple(kernel for kernel in self.kernels if kernel.operator == operator)
