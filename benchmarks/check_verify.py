@@ -42,6 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     windows = _windows(options.text, options.tokenizer, options.window)[: options.windows]
     shown, verify_peak = _verify(options)
+    # Before this process grows: a child's peak begins with what its parent held when it was made.
+    sessions = sum(_peak_of_session(path, windows[0]) for path in (options.reference, options.candidate))
     own = _figures(_session(options.reference), _session(options.candidate), windows)
     print(f"{'':24}{'verify':>14}{'this script':>14}")
     same = True
@@ -49,7 +51,6 @@ def main() -> None:
         first, second = f"{float(shown[key]):.4g}", f"{own[key]:.4g}"
         same &= first == second
         print(f"{key:24}{first:>14}{second:>14}{'' if first == second else '  DIFFERS'}")
-    sessions = sum(_peak_of_session(path, windows[0]) for path in (options.reference, options.candidate))
     print(f"peak of verify {verify_peak >> 20} MiB, of the two models alone {sessions >> 20} MiB")
     sys.exit(0 if same else 1)
 
