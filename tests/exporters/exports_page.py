@@ -15,7 +15,7 @@ Which exports of which exporters were tied and quantized, and what was checked. 
   value, over a prefill and, where the model has a cache, a decoded token.
 - **4 bits**, **8 bits**: tie and `k_quant`, blocks of 32; projections quantized of all there are, and the mean KL
   divergence of the next token's distribution. A head and a table that share are the same bytes, and compared.
-- Every recipe was run a second time on its own output, which changed nothing.
+- The tie and the recipe of 4 bits were run a second time on their own output, which changed nothing.
 """
 
 

@@ -101,6 +101,8 @@ def _check_recipe(folder: Path, work: Path, name: str, text: str, dtype: str, lo
             outcome.failures += _unexplained(after, report) + list(_tables_differ(after))
         if loads[file.name] is None:
             _compare(folder / file.name, file, name, dtype, outcome)
+    if name == "8 bits":  # the road of 4 bits, which is run twice
+        return outcome
     try:
         again = pipeline.run(steps, work / "out", work / "again")
         changes = [change.where for each in again.passes for change in each.changes]
