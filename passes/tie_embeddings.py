@@ -15,7 +15,7 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, wrap_gemm
 from onnx_tailor.graph.tables import Table, find_tables
 from onnx_tailor.passes.base import Pass
-from onnx_tailor.passes.tie_quantized import tie_quantized
+from onnx_tailor.passes.tie_quantized import tie_quantized, unchanged
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.compare import Comparison, compare
@@ -52,11 +52,11 @@ class TieEmbeddings(Pass):
                 results.append(Skip(where=where, reason=head.reason))
                 continue
             if isinstance(head, QuantizedHead):
-                results.append(Skip(where=where, reason=f"its head {head.node.name} is quantized already"))
                 continue
             found = match(head.projection, tables, force=self.force)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))
-        results.extend(tie_quantized(model, target))
+        quantized = list(tie_quantized(model, target))
+        results += quantized or [unchanged(model, head.node) for head in heads if isinstance(head, QuantizedHead)]
         if not heads:
             results.append(Skip(where=model.path.name, reason="no output of the model comes from a projection"))
         model.sweep()

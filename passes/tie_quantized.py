@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx_ir as ir
+
 from onnx_tailor.graph.block_table import BlockTable, gather, tensor_of
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
@@ -29,6 +31,16 @@ def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]
     for other in find_block_tables(model):
         if isinstance(other, FoundTable) and other.layout != "broken":
             yield from _share(model, other)
+
+
+def unchanged(model: TailorModel, head: ir.Node) -> Skip:
+    """Say why nothing was done for a quantized head: it is tied already, or no table holds its values."""
+    table, where = nbits_table(head), head.name or "MatMulNBits"
+    own = None if isinstance(table, str) else blob_of(table.codes)
+    for found in find_block_tables(model):
+        if isinstance(found, FoundTable) and own is not None and blob_of(found.table.codes) == own:
+            return Skip(where=where, reason="it is tied already", details={"tied": True})
+    return Skip(where=where, reason="it is quantized already, and no token table holds its values")
 
 
 def _miss(table: Table, found: SameTable) -> Skip:

@@ -35,6 +35,8 @@ def _row(result: dict[str, Any]) -> str:
     start = f"| {result['family']} | {result['dtype']} |"
     if result["reason"]:
         return f"{start} not exported: {_short(result['reason'])} | | |"
+    if "recipes" not in result:
+        return f"{start} exported, not checked yet | | |"
     refused = {reason for reason in result["loads"].values() if reason}
     cells = [_cell(name, each, bool(refused)) for name, each in result["recipes"].items()]
     if refused:

@@ -206,7 +206,10 @@ def main() -> None:
         failures = {key: each["failures"] for key, each in result.get("recipes", {}).items() if each["failures"]}
         print(name, facts["reason"] or failures or "right", flush=True)
         kept.write_text(json.dumps(result, indent=1) + "\n")
-    results = {each.parent.name: json.loads(each.read_text()) for each in sorted(options.exports.glob("*/result.json"))}
+    results = {}
+    for manifest in sorted(options.exports.glob("*/manifest.json")):
+        kept = manifest.with_name("result.json")
+        results[manifest.parent.name] = json.loads((kept if kept.exists() else manifest).read_text())
     write_page(results, PAGE)
 
 

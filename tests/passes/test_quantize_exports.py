@@ -145,3 +145,10 @@ def _multiplied(model: Path, output: str) -> np.ndarray:
     diagonal = np.eye(columns, dtype=helper.tensor_dtype_to_np_dtype(kind))
     (columns_of_table,) = session.run(None, {node.input[0]: diagonal})
     return columns_of_table.T
+
+
+def test_a_tied_quantized_export_is_known_as_tied() -> None:
+    model = load(EXPORTS / "genai-llama-int4-k_quant/model.onnx")
+    (found,) = TieEmbeddings(required=True).apply(model, TARGETS["cpu"])
+    assert isinstance(found, Skip)
+    assert (found.reason, found.details) == ("it is tied already", {"tied": True})
