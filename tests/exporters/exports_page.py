@@ -48,7 +48,7 @@ def _cell(name: str, outcome: dict[str, Any], refused: bool) -> str:
     if outcome["failures"]:
         return f"**{_short(outcome['failures'][0])}**"
     if name == "tie":
-        told = outcome["tied"] if outcome["tied"] in {"tied", "already"} else f"no: {_short(outcome['tied'])}"
+        told = outcome["tied"] if outcome["tied"].startswith(("tied", "already")) else f"no: {_short(outcome['tied'])}"
         told += "" if outcome["worst"] is None else f", {outcome['worst']:.0e}".replace(", 0e+00", ", equal")
         return told + "".join(f"; {_short(note)}" for note in outcome["notes"])
     figure = f", KL {outcome['kl']:.2g}" if outcome["kl"] is not None else ", not run" if refused else ""
