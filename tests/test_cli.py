@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from onnx_tailor import __version__, pipeline, recipes
-from onnx_tailor.cli import LIMIT_HELP, TargetName, app
+from onnx_tailor.cli import TargetName, app
+from onnx_tailor.console.arguments import LIMIT_HELP
 from onnx_tailor.console.comparison import short_names
 from onnx_tailor.console.options import options
 from onnx_tailor.console.progress import Lines
