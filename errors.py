@@ -6,6 +6,13 @@ A message is one sentence for somebody who has never seen the graph: what, where
 from __future__ import annotations
 
 
+def innermost(error: BaseException) -> str:
+    """Return in a line what was at the bottom of a library's error; what it was wrapped in repeats whole messages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class TailorError(Exception):
     """Base of every error that is shown to the user as one sentence, without a traceback."""
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx_tailor import __version__
-from onnx_tailor import recipe as recipes
 from onnx_tailor.errors import ModelError, OptionError, UsageError
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load
@@ -21,9 +21,11 @@ from onnx_tailor.output.forecast import forecast
 from onnx_tailor.output.work import working
 from onnx_tailor.output.write import Check, Job, write_output
 from onnx_tailor.progress import Progress, Silent
-from onnx_tailor.recipe import Recipe, Step
 from onnx_tailor.report import Change, PassReport, Report, Skip
 from onnx_tailor.targets import DEFAULT, TARGETS, Target
+
+if TYPE_CHECKING:
+    from onnx_tailor.recipe import Recipe, Step
 
 
 def run(
@@ -122,6 +124,8 @@ def _run_pass(step: Step, model: TailorModel, target: Target) -> PassReport:
     try:
         results = [_located(result, step) for result in step.pass_.apply(model, target)]
     except OptionError as error:
+        from onnx_tailor import recipe as recipes  # `inspect` reads none, and need not wait for it
+
         raise recipes.explain(error, step) from error
     return PassReport(
         name=step.pass_.name,

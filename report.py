@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,7 +118,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return asdict(self)
+        plain = _finite(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
 
     def to_record(self) -> dict[str, Any]:
         """Return what is written beside the model: the same for the same work, whenever and wherever it ran."""
@@ -128,3 +131,14 @@ class Report:
         for done in record["passes"]:
             del done["seconds"]
         return record
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with each infinity or NaN, which JSON has no number for, as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value

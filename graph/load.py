@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
-from onnx_tailor.errors import ModelError
+from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.graph.inline import inline_weights
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.soundness import require_plain_weights, require_sound, require_values
@@ -33,7 +33,7 @@ def load(path: Path) -> TailorModel:
         logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
         model = ir.from_proto(proto)
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
-        raise ModelError(f"{path}: the graph cannot be read ({_innermost(error)})") from error
+        raise ModelError(f"{path}: the graph cannot be read ({innermost(error)})") from error
     sources = _Sources(path, {})
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -96,10 +96,3 @@ def _replace_attributes(node: ir.Node, sources: _Sources) -> None:
             tensor = sources.tensor(attribute.value)
             if isinstance(tensor, WeightTensor):
                 node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the first cause of an error; those around it repeat the protobuf."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

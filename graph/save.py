@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 
 import onnx
 import onnx_ir as ir
+import onnx_ir.serde  # the package leaves it out
 
-from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.errors import ModelError, UsageError, innermost
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.size import weight_tensors
 from onnx_tailor.weights.equal import share_equal
@@ -122,6 +123,8 @@ def _to_proto(model: TailorModel, storage: Plan, store: str, *, hold_weights: bo
                     _inside(tensor, value.name) if hold_weights else _reference(tensor, value.name, store, 0)
                 )
         return ir.to_proto(model.ir_model)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"{model.path}: the graph cannot be written ({innermost(error)})") from error
     finally:
         for value, tensor in kept:
             value.const_value = tensor

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.forms import require_form
 from onnx_tailor.graph.model import ONNX_DOMAINS
 
 _MENDED = "GatherBlockQuantized"
@@ -45,12 +46,15 @@ def require_sound(model: ir.Model, path: Path) -> None:
     """Check that every value comes from somewhere, and put nodes behind those that they read from.
 
     Raises:
-        ModelError: the nodes form a circle, a value has no origin, or the model has no version of the ONNX operators.
+        ModelError: the nodes form a circle, a value has no origin, a node is not what its operator must be, or the
+            model has no version of the ONNX operators.
     """
     if not any(domain in model.opset_imports for domain in ONNX_DOMAINS):
         raise ModelError(f"{path}: the model imports no version of the ONNX operators; export it again")
     whole: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in whole:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            require_form(node, model.opset_imports, path)
         if not _is_sorted(graph, set(), path):
             try:
                 graph.sort()

@@ -12,14 +12,17 @@ from onnx_tailor.weights.pool import workers
 _FACTOR = 3
 """Bytes in memory for each byte of a tile that is read: the tile, its float32 form, what is computed from it."""
 
+_KERNELS = 128 << 20
+"""Bytes that the compiled kernels and their compiler take, which no dry run loads."""
+
 
 def forecast(job: Job) -> Forecast:
     """Tell sizes and needs of the output of `job`, whose passes have run in this process."""
     largest = max((_tile_bytes(each) for each in job.storage.plan.by_job()), default=0)
     return Forecast(
-        file_bytes=job.file_bytes(),
+        file_bytes=job.file_bytes,
         disk_bytes=job.disk_bytes(),
-        memory_bytes=_resident() + workers() * _FACTOR * largest,
+        memory_bytes=_resident() + _KERNELS + workers() * _FACTOR * largest,
         read_bytes=job.read_bytes,
     )
 

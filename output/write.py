@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ class Job:
         """Bytes of weights that are read."""
         return sum(job.read_bytes for job in self.storage.plan.by_job())
 
+    @cached_property
     def file_bytes(self) -> dict[str, int]:
-        """Return the bytes of every model and data file."""
+        """The bytes of every model and data file."""
         graphs = {
             model.path.name: graph_bytes(model, self.storage, store)
             for model, store in zip(self.models, self.storage.stores, strict=True)
@@ -65,7 +66,7 @@ class Job:
 
     def disk_bytes(self) -> int:
         """Return the bytes that the output needs while it is written."""
-        return sum(self.file_bytes().values()) + sum(file.stat().st_size for file in self.companions) + _SPARE
+        return sum(self.file_bytes.values()) + sum(file.stat().st_size for file in self.companions) + _SPARE
 
     def about(self) -> dict[str, Any]:
         """Return what a run that resumes this one must have in common with it."""

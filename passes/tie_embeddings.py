@@ -53,6 +53,9 @@ class TieEmbeddings(Pass):
                 continue
             if isinstance(head, QuantizedHead):
                 continue
+            if head.projection.node.graph is None:
+                results.append(Skip(where=where, reason="its head is another output's, tied above"))
+                continue
             found = match(head.projection, tables, force=self.force)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))
         quantized = list(tie_quantized(model, target))

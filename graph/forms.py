@@ -1,0 +1,65 @@
+"""Refuse a node that its own operator does not allow: too few inputs or outputs, an attribute missing or of another type.
+
+A pass reads the inputs of a MatMul by their index and the `axis` of a Gather as a number without asking first.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS
+
+_MICROSOFT: dict[str, tuple[int, tuple[str, ...]]] = {
+    "MatMulNBits": (3, ("K", "N", "bits", "block_size", "accuracy_level")),
+    "GatherBlockQuantized": (3, ("bits", "block_size", "gather_axis", "quantize_axis")),
+    "FusedMatMul": (2, ("transA", "transB", "transBatchA", "transBatchB")),
+}
+"""Fewest inputs, and attributes that are integers, of the operators that passes look into; onnx has no schema of them."""
+
+
+def require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
+    """Check a node against the schema of its operator, where that is known.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    if node.domain == MICROSOFT:
+        inputs, names = _MICROSOFT.get(node.op_type, (0, ()))
+        outputs, types, required = 1, dict.fromkeys(names, ir.AttributeType.INT), frozenset[str]()
+    elif node.domain in ONNX_DOMAINS:
+        version = next(opsets[domain] for domain in ONNX_DOMAINS if domain in opsets)
+        inputs, outputs, types, required = _schema(node.op_type, version)
+    else:
+        return
+    where = f"{path}: the {node.op_type} node {node.name or '(no name)'}"
+    if len(node.inputs) < inputs or len(node.outputs) < outputs:
+        raise ModelError(
+            f"{where} has {len(node.inputs)} inputs and {len(node.outputs)} outputs, fewer than it must have"
+        )
+    if any(value is None for value in node.inputs[:inputs]):
+        raise ModelError(f"{where} lacks an input that it must have")
+    for name, attribute in node.attributes.items():
+        if name in types and attribute.type != types[name]:
+            raise ModelError(f"{where} has the attribute {name} of the type {attribute.type.name}")
+    if missing := required - node.attributes.keys():
+        raise ModelError(f"{where} lacks the attribute {min(missing)}")
+
+
+_Schema = tuple[int, int, dict[str, ir.AttributeType], frozenset[str]]
+
+
+@cache
+def _schema(op_type: str, version: int) -> _Schema:
+    """Return fewest inputs and outputs, the types of attributes, and the attributes that must be there."""
+    try:
+        schema = onnx.defs.get_schema(op_type, version, "")
+    except (onnx.defs.SchemaError, TypeError, OverflowError):  # an operator or a version that this onnx does not know
+        return 0, 0, {}, frozenset()
+    types = {name: ir.AttributeType(int(each.type.value)) for name, each in schema.attributes.items()}
+    required = frozenset(name for name, each in schema.attributes.items() if each.required)
+    return schema.min_input, schema.min_output, types, required
