@@ -1,4 +1,4 @@
-"""Refuse a node that its own operator does not allow: too few inputs or outputs, an attribute missing or of another type.
+"""Refuse a node that its own operator does not allow: too few inputs or outputs, attributes missing or of another type.
 
 A pass reads the inputs of a MatMul by their index and the `axis` of a Gather as a number without asking first.
 """
@@ -19,7 +19,7 @@ _MICROSOFT: dict[str, tuple[int, tuple[str, ...]]] = {
     "GatherBlockQuantized": (3, ("bits", "block_size", "gather_axis", "quantize_axis")),
     "FusedMatMul": (2, ("transA", "transB", "transBatchA", "transBatchB")),
 }
-"""Fewest inputs, and attributes that are integers, of the operators that passes look into; onnx has no schema of them."""
+"""Fewest inputs, and attributes that are integers, of operators that passes look into and onnx has no schema of."""
 
 
 def require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
@@ -60,6 +60,6 @@ def _schema(op_type: str, version: int) -> _Schema:
         schema = onnx.defs.get_schema(op_type, version, "")
     except (onnx.defs.SchemaError, TypeError, OverflowError):  # an operator or a version that this onnx does not know
         return 0, 0, {}, frozenset()
-    types = {name: ir.AttributeType(int(each.type.value)) for name, each in schema.attributes.items()}
+    types = {name: ir.AttributeType[str(each.type).rpartition(".")[2]] for name, each in schema.attributes.items()}
     required = frozenset(name for name, each in schema.attributes.items() if each.required)
     return schema.min_input, schema.min_output, types, required

@@ -6,20 +6,19 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from onnx_tailor.weights.jobs import CopyJob, Job
+from onnx_tailor.weights.joined import Joined
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.protobuf import INLINE_LIMIT
 from onnx_tailor.weights.tensors import Blob, WeightTensor
-from onnx_tailor.weights.view import View, as_bytes
+from onnx_tailor.weights.view import View, Window, as_bytes
 
 _SAMPLE = 4096
 """Bytes of each end of a weight that are looked at before the rest."""
-
-T = TypeVar("T")
 
 
 def share_equal(tensors: Iterable[WeightTensor]) -> None:
@@ -41,18 +40,18 @@ def share_equal(tensors: Iterable[WeightTensor]) -> None:
         tensor.blob = Blob(_beside(job, known), tensor.blob.output)
 
 
-def _views(job: object) -> Iterator[View]:
+def _views(job: object) -> Iterator[Window]:
     """Iterate over the views that a job reads, also those of jobs within it."""
     for each in fields(job):  # type: ignore[arg-type]  # every job is a dataclass
         value = getattr(job, each.name)
-        if isinstance(value, View):
+        if isinstance(value, View | Joined):
             if value.nbytes >= INLINE_LIMIT:
                 yield value
         elif is_dataclass(value) and each.compare:
             yield from _views(value)
 
 
-def _reading(job: Any, same: dict[View, View]) -> Any:
+def _reading(job: Any, same: dict[Window, Window]) -> Any:
     """Return the job over the first of the equal weights."""
     if isinstance(job, CopyJob):
         equal = same.get(job.view, job.view) if isinstance(job.view, View) else job.view
@@ -60,7 +59,7 @@ def _reading(job: Any, same: dict[View, View]) -> Any:
     changed = {}
     for each in fields(job):
         value = getattr(job, each.name)
-        if isinstance(value, View):
+        if isinstance(value, View | Joined):
             new = _as(same[value], value) if value in same else None
         elif is_dataclass(value) and each.compare:
             new = _reading(value, same)
@@ -71,9 +70,9 @@ def _reading(job: Any, same: dict[View, View]) -> Any:
     return replace(job, **changed) if changed else job
 
 
-def _as(equal: View, view: View) -> View | None:
+def _as(equal: Window, view: Window) -> Window | None:
     """Return the bytes of `equal` under dtype and shape of `view`, or None where they don't lie so."""
-    if equal.is_contiguous:
+    if isinstance(equal, View) and equal.is_contiguous:
         return View.contiguous(equal.file, equal.offset, view.dtype, view.shape)
     return equal if (equal.dtype, equal.shape) == (view.dtype, view.shape) else None
 
@@ -86,12 +85,12 @@ def _beside(job: Any, known: Any) -> Any:
     return replace(job, **shared)
 
 
-def _equal_views(views: list[View]) -> dict[View, View]:
+def _equal_views(views: list[Window]) -> dict[Window, Window]:
     """Return, for each view that equals an earlier one, that one."""
-    same: dict[View, View] = {}
+    same: dict[Window, Window] = {}
     for alike in _groups(views, [lambda view: view.nbytes, _sample, _digest]):
         # A contiguous view can stand for any other of its bytes.
-        kept: list[View] = []
+        kept: list[Window] = []
         for view in sorted(alike, key=lambda view: not view.is_contiguous):
             found = next((first for first in kept if _proved(first, view)), None)
             if found is None:
@@ -101,14 +100,14 @@ def _equal_views(views: list[View]) -> dict[View, View]:
     return same
 
 
-def _groups(views: list[View], keys: list[Callable[[View], Hashable]]) -> list[list[View]]:
+def _groups(views: list[Window], keys: list[Callable[[Window], Hashable]]) -> list[list[Window]]:
     """Return the groups of at least two views that have all `keys` in common; a later key is asked only of these."""
     groups = [views]
     with ThreadPoolExecutor(workers()) as pool:
         for key in keys:
             finer = []
             for group in groups:
-                parts: dict[Hashable, list[View]] = {}
+                parts: dict[Hashable, list[Window]] = {}
                 for view, value in zip(group, pool.map(key, group), strict=True):
                     parts.setdefault(value, []).append(view)
                 finer += [part for part in parts.values() if len(part) > 1]
@@ -116,10 +115,10 @@ def _groups(views: list[View], keys: list[Callable[[View], Hashable]]) -> list[l
     return groups
 
 
-def _sample(view: View) -> bytes:
+def _sample(view: Window) -> bytes:
     """Return some bytes of both ends."""
     if view.is_contiguous:
-        raw = view.bytes_view()
+        raw = as_bytes(view)
         return _raw(raw.rows(0, min(_SAMPLE, raw.nbytes))) + _raw(raw.rows(max(0, raw.nbytes - _SAMPLE), raw.nbytes))
     head, tail = _raw(view.rows(0, 1)), _raw(view.rows(view.shape[0] - 1, view.shape[0]))
     rows = -(-_SAMPLE // max(1, len(head)))
@@ -129,30 +128,30 @@ def _sample(view: View) -> bytes:
     return head[:_SAMPLE] + tail[-_SAMPLE:]
 
 
-def _digest(view: View) -> bytes:
+def _digest(view: Window) -> bytes:
     """Return a hash of all bytes, read in tiles."""
-    source = view.bytes_view() if view.is_contiguous else view
+    source = as_bytes(view)
     digest = hashlib.sha256()
     for tile in source.tiles():
         digest.update(_raw(source.rows(*tile)))
     return digest.digest()
 
 
-def _proved(first: View, second: View) -> bool:
+def _proved(first: Window, second: Window) -> bool:
     """Whether all bytes are equal. Both are read in tiles of the one that is not contiguous, if any is not."""
     if not (first.is_contiguous or second.is_contiguous or first.shape == second.shape):
         return False
     whole = second if not second.is_contiguous else first
-    whole = whole.bytes_view() if whole.is_contiguous else whole
+    whole = as_bytes(whole)
     row_bytes = whole.nbytes // whole.shape[0]
     return all(_range(first, tile, row_bytes) == _range(second, tile, row_bytes) for tile in whole.tiles())
 
 
-def _range(view: View, tile: tuple[int, int], row_bytes: int) -> bytes:
+def _range(view: Window, tile: tuple[int, int], row_bytes: int) -> bytes:
     if view.is_contiguous:
-        return _raw(view.bytes_view().rows(tile[0] * row_bytes, tile[1] * row_bytes))
+        return _raw(as_bytes(view).rows(tile[0] * row_bytes, tile[1] * row_bytes))
     return _raw(view.rows(*tile))
 
 
-def _raw(view: View) -> bytes:
+def _raw(view: Window) -> bytes:
     return np.ascontiguousarray(view.read()).tobytes()

@@ -22,7 +22,7 @@ import resource
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -182,7 +182,7 @@ def seeds() -> list[bytes]:
         tensor.name = f"i.{tensor.name}"
     inner.output[0].name = "i.logits"
     nested.graph.node.append(helper.make_node("If", ["flag"], ["other"], then_branch=inner, else_branch=inner))
-    nested.graph.initializer.append(numpy_helper.from_array(handmade.np.array(True), "flag"))
+    nested.graph.initializer.append(numpy_helper.from_array(handmade.np.ones((), bool), "flag"))
     models = [handmade.decoder_proto(layers=1), outside, nested, handmade.decoder_proto(dtype=handmade.np.float16)]
     return [model.SerializeToString() for model in models]
 
@@ -279,10 +279,48 @@ def _value(field: object, dice: random.Random) -> object:
     return dice.choice([*NASTY, dice.randrange(200)])
 
 
-PIECES = ["recipe: 1", "passes:", "- quantize:", "nodes:", "{bits: 8}", "&a", "*a", "!!python/object:os.system", "<<: *a",
-          "[", "]", "{", "}", "? ", "|", ">", "'", '"', "---", "...", "%YAML 1.1", "\t", "\0", "\ufeff", "\u2028", "~",
-          "true", "1e999", "0x1", "2024-01-01", "role:lm_head", "*: 4", "layers: 0-999999999999", "bits: 99999999999999",
-          "block_size: 1e9", "[[[[[[[[", "{a: {a: {a: ", "target: cpu", "method: k_quant", "- tie-embeddings"]  # fmt: skip
+PIECES = [
+    "recipe: 1",
+    "passes:",
+    "- quantize:",
+    "nodes:",
+    "{bits: 8}",
+    "&a",
+    "*a",
+    "!!python/object:os.system",
+    "<<: *a",
+    "[",
+    "]",
+    "{",
+    "}",
+    "? ",
+    "|",
+    ">",
+    "'",
+    '"',
+    "---",
+    "...",
+    "%YAML 1.1",
+    "\t",
+    "\x00",
+    "\ufeff",
+    "\u2028",
+    "~",
+    "true",
+    "1e999",
+    "0x1",
+    "2024-01-01",
+    "role:lm_head",
+    "*: 4",
+    "layers: 0-999999999999",
+    "bits: 99999999999999",
+    "block_size: 1e9",
+    "[[[[[[[[",
+    "{a: {a: {a: ",
+    "target: cpu",
+    "method: k_quant",
+    "- tie-embeddings",
+]
 
 
 def mutated_recipe(dice: random.Random) -> bytes:
