@@ -15,6 +15,8 @@ from onnx_tailor.graph.model import ONNX_DOMAINS
 
 _MENDED = "GatherBlockQuantized"
 """Exporters have written these on data that do not exist; reshape-dim mends them, lint names them."""
+_MOST_NODES = 10_000_000
+"""Nodes that one function may stand for, with all that it calls."""
 _WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -51,9 +53,14 @@ def require_sound(model: ir.Model, path: Path) -> None:
     """
     if not any(domain in model.opset_imports for domain in ONNX_DOMAINS):
         raise ModelError(f"{path}: the model imports no version of the ONNX operators; export it again")
+    _require_few_calls(model, path)
     whole: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in whole:
+        _require_text([*graph.initializers] if isinstance(graph, ir.Graph) else [], path)
+        _require_text([value.name for value in (*graph.inputs, *graph.outputs)], path)
         for node in ir.traversal.RecursiveGraphIterator(graph):
+            _require_text([node.name, node.op_type, node.domain, *(value.name for value in node.outputs)], path)
+            _require_text([*node.metadata_props, *node.metadata_props.values()], path)
             require_form(node, model.opset_imports, path)
         if not _is_sorted(graph, set(), path):
             try:
@@ -88,6 +95,29 @@ def require_values(tensor: ir.TensorProtocol, path: Path) -> None:
         raise ModelError(f"{path}: weight {name} is {tensor.dtype}{list(proto.dims)}, but its values are not so many")
 
 
+def _require_few_calls(model: ir.Model, path: Path) -> None:
+    """Refuse functions that call themselves, or each other so often that their bodies would fill the memory."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    for first in model.functions:
+        waiting = [first]
+        while waiting:
+            calls = [
+                node.op_identifier()
+                for node in ir.traversal.RecursiveGraphIterator(model.functions[waiting[-1]].graph)
+                if node.op_identifier() in model.functions
+            ]
+            unknown = [each for each in calls if each not in sizes]
+            if set(unknown) & set(waiting):
+                raise ModelError(f"{path}: the function {waiting[-1][1]} calls itself, so that it never ends")
+            if unknown:
+                waiting.append(unknown[0])
+                continue
+            here = len(model.functions[waiting[-1]]) + sum(sizes[each] for each in calls)
+            if here > _MOST_NODES:
+                raise ModelError(f"{path}: the function {waiting[-1][1]} stands for more than {_MOST_NODES:,} nodes")
+            sizes[waiting.pop()] = here
+
+
 def _is_sorted(graph: ir.Graph | ir.Function, seen: set[ir.Value], path: Path) -> bool:
     """Whether nodes stand behind those that they read from, also in subgraphs; `seen` collects what they yield."""
     result = True
@@ -114,6 +144,13 @@ def _graphs_of(node: ir.Node) -> Iterable[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def _require_text(names: Iterable[object], path: Path) -> None:
+    """Refuse names that are no UTF-8, which the protobuf library hands out as bytes."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise ModelError(f"{path}: a name in the graph is no text ({name[:40]!r}); the file is damaged")
 
 
 def _require_origin(value: ir.Value, path: Path) -> None:

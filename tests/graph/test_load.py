@@ -195,6 +195,84 @@ def test_graphs_that_mean_nothing(tmp_path: Path, edit: Edit, message: str) -> N
     assert message in refused(path, tmp_path / "out")
 
 
+def _functions(model: onnx.ModelProto, calls: list[tuple[str, list[str]]]) -> None:
+    """Add functions of the domain `f`, each of which calls others one after the other, and call the last."""
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+    for name, called in calls:
+        nodes = [helper.make_node("MatMul", ["x", "x"], ["v0"])]
+        nodes += [helper.make_node(each, [f"v{i}"], [f"v{i + 1}"], domain="f") for i, each in enumerate(called)]
+        model.functions.append(helper.make_function("f", name, ["x"], [f"v{len(called)}"], nodes, opsets))
+    model.graph.node.append(helper.make_node(calls[-1][0], ["h0"], ["called"], domain="f"))
+
+
+def test_functions_without_end(tmp_path: Path) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=lambda m: _functions(m, [("a", ["b"]), ("b", ["a"])]))
+    assert "calls itself, so that it never ends" in refused(path, tmp_path / "out")
+
+
+def test_functions_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """Each of 40 calls the one before ten times."""
+    calls = [(f"f{i}", [f"f{i - 1}"] * 10 if i else []) for i in range(40)]
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=lambda m: _functions(m, calls))
+    assert "stands for more than 10,000,000 nodes" in refused(path, tmp_path / "out")
+
+
+def _latin(model: onnx.ModelProto) -> None:
+    model.graph.node[1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="UNTEXT")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=_latin)
+    path.write_bytes(path.read_bytes().replace(b"UNTEXT", b"\xff\xfeTEXT"))
+    assert "a name in the graph is no text" in refused(path, tmp_path / "out")
+
+
+def test_two_outputs_of_one_head(tmp_path: Path) -> None:
+    """The head is tied once, for both."""
+
+    def second(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Identity", ["logits"], ["logits_again"]))
+        output = model.graph.output.add()
+        output.CopyFrom(model.graph.output[0])
+        output.name = "logits_again"
+
+    path = handmade.decoder(tmp_path / "m.onnx", edit=second)
+    result = CliRunner().invoke(app, ["run", "tie", str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(str(tmp_path / "out" / "m.onnx"))
+
+
+def _no_weight(model: onnx.ModelProto) -> None:
+    del model.graph.node[1].input[1]
+
+
+def _empty_input(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[1] = ""
+
+
+def _axis_of_text(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute.append(helper.make_attribute("axis", "zero"))
+
+
+def _cast_to_nothing(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Cast", ["logits"], ["cast"]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_no_weight, "the MatMul node /model/layers.0/mlp/down_proj/MatMul has 1 inputs and 1 outputs, fewer than"),
+        (_empty_input, "lacks an input that it must have"),
+        (_axis_of_text, "the Gather node /embed/Gather has the attribute axis of the type STRING"),
+        (_cast_to_nothing, "the Cast node (no name) lacks the attribute to"),
+    ],
+)
+def test_nodes_that_their_operator_does_not_allow(tmp_path: Path, edit: Edit, message: str) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    assert message in refused(path, tmp_path / "out")
+
+
 def test_nodes_in_any_order_are_put_in_order(tmp_path: Path) -> None:
     """Some writers leave nodes unsorted; ONNX Runtime reads them, and so do we."""
 
