@@ -105,13 +105,12 @@ def _measure(model: Path, recipe: str, scratch: Path) -> dict[str, float]:
         sys.exit(f"{recipe} ended with {process.returncode}")
     size = sum(file.stat().st_size for file in (scratch / "out").iterdir())
     shutil.rmtree(scratch / "out")
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "peak_mib": usage.ru_maxrss * unit / (1 << 20),
         "forecast_mib": forecast["memory_bytes"] / (1 << 20),
         # A block of work is a tile: 4 MiB, or 2048 elements of each of WIDTH rows that lie apart.
-        "allowance": 3 * max(4 << 20, 512 * WIDTH * 4) * threads,
+        "allowance": 3 * max(4 << 20, 512 * WIDTH * 4),
         "seconds": seconds,
         "output_bytes": size,
         "own_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20),

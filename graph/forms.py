@@ -16,7 +16,7 @@ from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS
 
 _MICROSOFT: dict[str, tuple[int, tuple[str, ...]]] = {
     "MatMulNBits": (3, ("K", "N", "bits", "block_size", "accuracy_level")),
-    "GatherBlockQuantized": (3, ("bits", "block_size", "gather_axis", "quantize_axis")),
+    "GatherBlockQuantized": (1, ("bits", "block_size", "gather_axis", "quantize_axis")),
     "FusedMatMul": (2, ("transA", "transB", "transBatchA", "transBatchB")),
 }
 """Fewest inputs, and attributes that are integers, of operators that passes look into and onnx has no schema of."""

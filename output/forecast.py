@@ -6,11 +6,9 @@ import sys
 
 from onnx_tailor.output.write import Job
 from onnx_tailor.report import Forecast
+from onnx_tailor.weights.jobs import WORK, tile_bytes
 from onnx_tailor.weights.jobs import Job as WeightJob
-from onnx_tailor.weights.pool import workers
-
-_FACTOR = 3
-"""Bytes in memory for each byte of a tile that is read: the tile, its float32 form, what is computed from it."""
+from onnx_tailor.weights.pool import BUDGET, workers
 
 _KERNELS = 128 << 20
 """Bytes that the compiled kernels and their compiler take, which no dry run loads."""
@@ -18,20 +16,20 @@ _KERNELS = 128 << 20
 
 def forecast(job: Job) -> Forecast:
     """Tell sizes and needs of the output of `job`, whose passes have run in this process."""
-    largest = max((_tile_bytes(each) for each in job.storage.plan.by_job()), default=0)
+    largest = WORK * max((_largest_tile(each) for each in job.storage.plan.by_job()), default=0)
     return Forecast(
         file_bytes=job.file_bytes,
         disk_bytes=job.disk_bytes(),
-        memory_bytes=_resident() + _KERNELS + workers() * _FACTOR * largest,
+        memory_bytes=_resident() + _KERNELS + max(largest, min(workers() * largest, BUDGET)),
         read_bytes=job.read_bytes,
     )
 
 
-def _tile_bytes(job: WeightJob) -> int:
+def _largest_tile(job: WeightJob) -> int:
     """Return the bytes that the largest tile of a job reads."""
     tiles = job.tiles()
-    total = max(1, sum(stop - start for start, stop in tiles))
-    return max((job.read_bytes * (stop - start) // total for start, stop in tiles), default=0)
+    total = sum(stop - start for start, stop in tiles)
+    return max((tile_bytes(job, tile, total) for tile in tiles), default=0)
 
 
 def _resident() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.pool import memory, workers
 from onnx_tailor.weights.view import Window
 
 
@@ -47,7 +47,9 @@ def compare(first: Window, second: Window) -> Comparison:
     tiles = max(first.tiles(), second.tiles(), key=lambda ranges: ranges[0][1])
 
     def one(tile: tuple[int, int]) -> Comparison:
-        return _compare_tile(first.rows(*tile).read(), second.rows(*tile).read(), narrow, tile[0])
+        # Both tiles, their float32 forms and the differences.
+        with memory.reserved(8 * max(first.rows(*tile).nbytes, second.rows(*tile).nbytes)):
+            return _compare_tile(first.rows(*tile).read(), second.rows(*tile).read(), narrow, tile[0])
 
     with ThreadPoolExecutor(workers()) as pool:
         return _sum(pool.map(one, tiles))

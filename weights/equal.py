@@ -12,7 +12,7 @@ import numpy as np
 
 from onnx_tailor.weights.jobs import CopyJob, Job
 from onnx_tailor.weights.joined import Joined
-from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.pool import memory, workers
 from onnx_tailor.weights.protobuf import INLINE_LIMIT
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 from onnx_tailor.weights.view import View, Window, as_bytes
@@ -133,7 +133,9 @@ def _digest(view: Window) -> bytes:
     source = as_bytes(view)
     digest = hashlib.sha256()
     for tile in source.tiles():
-        digest.update(_raw(source.rows(*tile)))
+        part = source.rows(*tile)
+        with memory.reserved(2 * part.nbytes):
+            digest.update(_raw(part))
     return digest.digest()
 
 

@@ -73,3 +73,12 @@ class CopyJob:
 
     def _source(self) -> Window:
         return as_bytes(self.view)
+
+
+WORK = 3
+"""Bytes in memory for each byte that a tile reads: the tile, its float32 form, what is computed from it."""
+
+
+def tile_bytes(job: Job, tile: tuple[int, int], total: int) -> int:
+    """Return the share of a job's bytes that one tile reads, out of `total` rows."""
+    return job.read_bytes * (tile[1] - tile[0]) // max(1, total)

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from onnx_tailor.progress import Progress
-from onnx_tailor.weights.jobs import Job, Measuring
+from onnx_tailor.weights.jobs import WORK, Job, Measuring, tile_bytes
 from onnx_tailor.weights.journal import Journal, Record
 from onnx_tailor.weights.plan import Place, Plan
-from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.pool import memory, workers
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Task:
 def write(plan: Plan, folder: Path, progress: Progress, journal: Journal) -> None:
     """Fill the data files in `folder`, but for the tasks that the journal has already.
 
-    Memory use is a few tiles a thread, whatever the size of the model.
+    Memory use is a few tiles a thread, within the budget of `pool`, whatever the size of the model.
 
     Raises:
         ModelError: a source file was cut off or replaced, or a weight cannot be computed.
@@ -83,12 +83,13 @@ class _Writer:
                 job.recall(task.tile, known.measured)
         else:
             pieces = []
-            for output, position, piece in job.compute(task.tile, frozenset(task.places)):
-                content = piece.reshape(-1).view(np.uint8).data
-                checksum = zlib.crc32(content)
-                for place in task.places[output]:
-                    self._write(place.file, place.offset + position, content)
-                    pieces.append((place.file, place.offset + position, len(content), checksum))
+            with memory.reserved(WORK * task.cost):
+                for output, position, piece in job.compute(task.tile, frozenset(task.places)):
+                    content = piece.reshape(-1).view(np.uint8).data
+                    checksum = zlib.crc32(content)
+                    for place in task.places[output]:
+                        self._write(place.file, place.offset + position, content)
+                        pieces.append((place.file, place.offset + position, len(content), checksum))
             measured = job.measured(task.tile) if isinstance(job, Measuring) else ()
             self._journal.note(task.number, Record(tuple(pieces), measured))
         self._progress.advance(task.cost)
@@ -112,9 +113,9 @@ def _tasks(plan: Plan) -> Iterator[_Task]:
     number = 0
     for job, places in plan.by_job().items():
         tiles = job.tiles()
-        total = max(1, sum(stop - start for start, stop in tiles))
-        for start, stop in tiles:
-            yield _Task(number, job, (start, stop), places, job.read_bytes * (stop - start) // total)
+        total = sum(stop - start for start, stop in tiles)
+        for tile in tiles:
+            yield _Task(number, job, tile, places, tile_bytes(job, tile, total))
             number += 1
 
 
