@@ -141,3 +141,65 @@ def test_a_quantized_copy_that_differs_stays(tmp_path: Path) -> None:
     data.write_bytes(content)
     changes, _ = results(tailor(model, tmp_path / "out"))
     assert not changes
+
+
+def test_a_quantized_tie_satisfies_required(tmp_path: Path) -> None:
+    changes, (skip,) = results(tailor(build(tmp_path, Case(4, v=64)), tmp_path / "out", options="required: true"))
+    assert not changes
+    assert (skip.reason, skip.details) == ("it is tied already", {"tied": True})
+
+
+def test_a_quantized_head_without_a_table_is_told(tmp_path: Path) -> None:
+    model, _ = beside(tmp_path, Case(4, v=64), "rtn", "float32")
+    proto = onnx.load(model, load_external_data=False)
+    (table,) = (t for t in proto.graph.initializer if t.name == "table")
+    table.dims[:] = [128, 32]
+    del proto.graph.output[0]
+    proto.graph.node[0].input[0] = "table"
+    model.write_bytes(proto.SerializeToString())
+    changes, (skip,) = results(tailor(model, tmp_path / "out"))
+    assert not changes
+    assert skip.where == "/lm_head"
+    assert skip.reason == "it is quantized already, and no token table holds its values"
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "algorithm"),
+    [(4, True, None), (4, False, None), (8, True, None), (8, False, None), (4, False, "rtn"), (4, False, "k_quant")],
+)
+def test_what_onnxruntimes_quantizers_make_of_a_head(
+    tmp_path: Path, bits: int, symmetric: bool, algorithm: str | None
+) -> None:
+    from onnxruntime.quantization import matmul_nbits_quantizer as others
+
+    table = (np.random.default_rng(0).standard_normal((256, 64)) * 0.02).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="/embed"),
+        helper.make_node("MatMul", ["x", "head"], ["logits"], name="/lm_head"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64]),
+        ],
+        [
+            helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["b", "s", 64]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 256]),
+        ],
+        [
+            onnx.numpy_helper.from_array(table, "table"),
+            onnx.numpy_helper.from_array(np.ascontiguousarray(table.T), "head"),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    configs = {"rtn": others.RTNWeightOnlyQuantConfig, "k_quant": others.KQuantWeightOnlyQuantConfig}
+    config = configs[algorithm]() if algorithm else None
+    quantizer = others.MatMulNBitsQuantizer(proto, bits=bits, block_size=32, is_symmetric=symmetric, algo_config=config)
+    quantizer.process()
+    (tmp_path / "model.onnx").write_bytes(quantizer.model.model.SerializeToString())
+    (change,), _ = results(tailor(tmp_path / "model.onnx", tmp_path / "out", options="required: true"))
+    assert "all 16384 elements have the nearest code" in change.what
+    rows, product = run(tmp_path / "out" / "model.onnx", {"ids": IDS, "x": np.eye(64, dtype=np.float32)})
+    assert np.array_equal(rows, product.T[IDS])
