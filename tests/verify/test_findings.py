@@ -87,15 +87,15 @@ def test_a_spoiled_row_among_quantized_weights_is_found_by_both(
     tmp_path: Path, quantized: Path, tokens: Tokens
 ) -> None:
     spoiled = edited(quantized, tmp_path / "spoiled", f"{UP}_scales", spoil_row)
-    seen = trace(MODEL, spoiled, tokens)
-    assert seen.outlier is not None
-    assert (seen.outlier.layer, seen.outlier.role, seen.outlier.channel) == (LAYER, "up", ROW)
     found = blame(MODEL, spoiled, tokens)
     assert [(share.label, share.odd_row) for share in found.shares if share.odd_row is not None] == [
         (f"layer {LAYER} up", ROW)
     ]
     # Against the sound quantized model it is the only difference, and fed as codes, scales and zero points.
-    assert trace(quantized, spoiled, tokens).first == trace(quantized, spoiled, tokens).step
+    seen = trace(quantized, spoiled, tokens)
+    assert seen.first is not None
+    assert seen.first == seen.step == seen.outlier
+    assert (seen.first.layer, seen.first.role, seen.first.channel) == (LAYER, "up", ROW)
     (share,) = blame(quantized, spoiled, tokens).shares
     assert (share.layer, share.role, share.odd_row) == (LAYER, "up", ROW)
 
