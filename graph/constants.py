@@ -57,7 +57,9 @@ def constant_matrix(value: ir.Value | None) -> Matrix | str:
         return "it is an input of the graph"
     tensor = value.const_value
     if tensor is None or len(tensor.shape) != 2:
-        return f"it has the shape {list(tensor.shape.numpy()) if tensor is not None else '(unknown)'}"
+        shape = list(tensor.shape.numpy()) if tensor is not None else None
+        stack = ", a stack of matrices, which no operator takes quantized" if shape and len(shape) == 3 else ""
+        return f"it has the shape {shape or '(unknown)'}{stack}"
     if tensor.dtype not in FLOATS:
         return f"it is {tensor.dtype}"
     if not isinstance(tensor, WeightTensor):

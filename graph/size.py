@@ -11,7 +11,9 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
-_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized")
+_QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+_EXPERT_CODES, _EXPERT_SCALES = (2, 5, 8), (3, 6, 9, 11, 12, 13)
+"""Inputs of QMoE."""
 
 
 def weight_tensors(model: TailorModel) -> Iterator[ir.Value]:
@@ -55,6 +57,9 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     for node in model.nodes():
         if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
             continue
+        if node.op_type == "QMoE":
+            counts |= _expert_operands(node)
+            continue
         codes = 1 if node.op_type == "MatMulNBits" else 0
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer() or value.const_value is None:
@@ -67,4 +72,15 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     for node in model.nodes():  # what a corrected table adds is no weight of its own
         if node.op_type == "Gather" and node.inputs[0] is not None and "_corrections" in (node.inputs[0].name or ""):
             counts[node.inputs[0]] = 0
+    return counts
+
+
+def _expert_operands(node: ir.Node) -> dict[ir.Value, int]:
+    """Return the same for one QMoE."""
+    counts: dict[ir.Value, int] = {}
+    for index in (*_EXPERT_CODES, *_EXPERT_SCALES):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and value.const_value is not None:
+            bits = attribute(node, "expert_weight_bits", 4)
+            counts[value] = value.const_value.nbytes * 8 // bits if index in _EXPERT_CODES else 0
     return counts

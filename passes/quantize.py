@@ -13,13 +13,15 @@ from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import is_constant
+from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.products import chosen_of_stack
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
-from onnx_tailor.passes.selectors import NodeRule, Setting, layer_set, select
+from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -89,7 +91,9 @@ class Quantize(Pass):
             ModelError: `k_quant_mixed` on a model whose layers cannot be told.
         """
         candidates = find_candidates(model)
-        rules = select(self.nodes, candidates)
+        mixtures = find_mixtures(model)
+        everything: list[Selectable] = [*candidates, *mixtures]
+        rules = select(self.nodes, everything)
         layers = layer_count(candidates)
         inner = any(c.projections and c.place.role != "lm_head" for c in candidates)
         if self.method == "k_quant_mixed" and layers == 0 and inner:
@@ -105,6 +109,8 @@ class Quantize(Pass):
             found = self.match(candidate, rules.get(candidate), layers, data)
             done = found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
             yield replace(done, details={**told, **done.details})
+        for mixture in mixtures:
+            yield self._mixture(model, target, mixture, rules.get(mixture))
         model.sweep()
 
     def match(
@@ -115,18 +121,18 @@ class Quantize(Pass):
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
         if bits in {"float", "skip"}:
             return Skip(where=candidate.name, reason=f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says")
+        if candidate.place.role == "router" and rule.bits is None:
+            return Skip(
+                where=candidate.name,
+                reason="a router decides which experts run, so it is left in float; "
+                "`nodes: {'role:router': 8}` quantizes it",
+            )
         if not candidate.projections and rule.bits is None and not self.embeddings:
             return Skip(
                 where=candidate.name,
                 reason="a token table that no head shares; `embeddings: true` or an entry of `nodes` quantizes it",
             )
-        dtype = widest(candidate)
-        fmt = BlockFormat(
-            bits=bits,  # type: ignore[arg-type]  # "float" and "skip" have returned above
-            block_size=rule.block_size or self.block_size,
-            symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
-            scale_dtype=_SCALE_TYPES[dtype],
-        )
+        fmt = self._format(rule, bits, widest(candidate))
         method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
         if method in DATA_METHODS and data is not None:
@@ -144,6 +150,29 @@ class Quantize(Pass):
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
         return job
+
+    def _format(self, rule: NodeRule, bits: Setting, dtype: ir.DataType) -> BlockFormat:
+        return BlockFormat(
+            bits=bits,  # type: ignore[arg-type]  # "float" and "skip" leave a weight as it is
+            block_size=rule.block_size or self.block_size,
+            symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
+            scale_dtype=_SCALE_TYPES[dtype],
+        )
+
+    def _mixture(self, model: TailorModel, target: Target, mixture: Mixture, rule: NodeRule | None) -> Change | Skip:
+        """Quantize the experts of an MoE, or say why not."""
+        rule = rule or NodeRule()
+        bits = rule.bits if rule.bits is not None else self.bits
+        if bits in {"float", "skip"}:
+            return Skip(where=mixture.name, reason=f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says")
+        weight = mixture.operand(FC1)
+        if weight is None or weight.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
+            return Skip(where=mixture.name, reason="its experts are neither float32 nor float16")
+        method = rule.method or self.method
+        instead = "nothing is known of what the operator multiplies inside" if method in DATA_METHODS else ""
+        fmt = self._format(rule, bits, weight.dtype)
+        found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
+        return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
 
     def _bits(self, candidate: Candidate, layers: int) -> Setting:
         """Return the bits that preset and `bits` give. k_quant_mixed's rule is that of the GenAI model builder."""

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, Protocol
 
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.roles import Place
 
 Bits = Literal[2, 4, 8]
 Setting = Literal[2, 4, 8, "float", "skip"]
+
+
+class Selectable(Hashable, Protocol):
+    """What a pattern can name: a weight with its readers, or an operator with its own weights."""
+
+    @property
+    def place(self) -> Place:
+        """Layer and role."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that `role:NAME` can match."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that a glob pattern can match."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +63,13 @@ def layer_set(text: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Candidate]) -> dict[Candidate, NodeRule]:
+def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selectable]) -> dict[Selectable, NodeRule]:
     """Return each candidate's rule, the first that matches; those that no rule names are absent.
 
     Raises:
         OptionError: a pattern matches no weight at all.
     """
-    chosen: dict[Candidate, NodeRule] = {}
+    chosen: dict[Selectable, NodeRule] = {}
     for pattern, setting in nodes.items():
         rule = setting if isinstance(setting, NodeRule) else NodeRule(bits=setting)
         layers = layer_set(rule.layers) if rule.layers is not None else None
@@ -66,7 +82,7 @@ def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Candida
     return chosen
 
 
-def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Candidate) -> str | None:
+def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Selectable) -> str | None:
     """Return the pattern whose rule `select` chooses for the candidate, or None where none names it."""
     for pattern, setting in nodes.items():
         layers = setting.layers if isinstance(setting, NodeRule) else None
@@ -75,13 +91,13 @@ def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Candidate) -
     return None
 
 
-def _matches(pattern: str, candidate: Candidate) -> bool:
+def _matches(pattern: str, candidate: Selectable) -> bool:
     if pattern.startswith("role:"):
         return pattern.removeprefix("role:") in candidate.roles
     return any(fnmatchcase(name, pattern) for name in candidate.names)
 
 
-def _nothing(pattern: str, rule: NodeRule, candidates: Sequence[Candidate], elsewhere: bool) -> str:
+def _nothing(pattern: str, rule: NodeRule, candidates: Sequence[Selectable], elsewhere: bool) -> str:
     if elsewhere:
         layers = sorted({c.place.layer for c in candidates if c.place.layer is not None})
         here = f"layers {layers[0]} to {layers[-1]}" if layers else "no layers"
