@@ -17,6 +17,8 @@ from onnx_tailor.weights.parts import take
 from onnx_tailor.weights.tensors import WeightTensor
 
 _PACKED_ROLES = frozenset({"qkv", "gate_up"})
+_WHOLE_ROLES = frozenset({"q", "k", "v", "o", "gate", "up", "down", "router", "lm_head", "conv_out"})
+"""What divides these is no packing: a partial rotation, a vocabulary cut to its own length."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def find_packed(model: TailorModel) -> Iterator[Packed | NotPacked]:
     """Yield every projection that is packed or looks so."""
     places = find_places(model, head_nodes(model))
     packed = {node for node, place in places.items() if place.role in _PACKED_ROLES}
+    whole = {node for node, place in places.items() if place.role in _WHOLE_ROLES}
     for node in list(model.nodes()):
         if node.domain == MICROSOFT and node.op_type == "Attention":
             yield NotPacked(node, "com.microsoft Attention multiplies by the packed weight itself")
@@ -75,7 +78,7 @@ def find_packed(model: TailorModel) -> Iterator[Packed | NotPacked]:
         found = linear if isinstance(linear, str) else match_packed(linear, looks_packed=node in packed)
         if isinstance(found, Packed):
             yield found
-        elif found is not None and (not isinstance(linear, str) or node in packed):
+        elif found is not None and node not in whole and (not isinstance(linear, str) or node in packed):
             yield NotPacked(node, found)
 
 

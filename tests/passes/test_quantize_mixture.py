@@ -110,8 +110,11 @@ def test_qmoe_computes_with_the_stored_values(
     changed = {name: dequantized(stored, name, bits, 16).astype(dtype) for name in ("experts.fc1", "experts.fc2")}
     for name, value in changed.items():
         assert 0 < np.abs(value.astype(np.float32) - values[name].astype(np.float32)).max() < 0.5
-    reference = mixture(tmp_path / "reference.onnx", values | changed, **attributes)
-    wanted, found = run(reference, feeds(dtype))["y"], run(out, feeds(dtype))["y"]
+    # In float32: without normalization onnxruntime 1.31's float16 MoE yields zeros or worse on the CPU.
+    exact = {name: value.astype(np.float32) for name, value in (values | changed).items()}
+    reference = mixture(tmp_path / "reference.onnx", exact, **attributes)
+    given = {name: value.astype(np.float32) for name, value in feeds(dtype).items()}
+    wanted, found = run(reference, given)["y"], run(out, feeds(dtype))["y"]
     limit = 3e-6 if dtype == "float32" else 4e-3
     np.testing.assert_allclose(found, wanted, rtol=0, atol=limit * np.abs(wanted).max())
 
