@@ -48,6 +48,11 @@ class Joined:
         """False: `join` returns one view where the parts lie in one run."""
         return False
 
+    @property
+    def turned(self) -> bool:
+        """Whether a part's rows run across its file's."""
+        return any(part.turned for part in self.parts)
+
     def transpose(self) -> Window:
         """Return the transposed window of a matrix; no byte moves."""
         return Joined(tuple(part.transpose() for part in self.parts), 1 - self.axis)

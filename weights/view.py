@@ -41,6 +41,10 @@ class Window(Hashable, Protocol):
     def is_contiguous(self) -> bool:
         """Whether the elements lie in row-major order without gaps in one file."""
 
+    @property
+    def turned(self) -> bool:
+        """Whether its rows run across the file's, so that a range of them is read in one piece for each column."""
+
     def transpose(self) -> Window:
         """Return the transposed window of a matrix; no byte moves."""
 
@@ -89,6 +93,11 @@ class View:
         """Whether the elements lie in row-major order without gaps."""
         expected = _row_major(self.shape)
         return all(n == 1 or s == e for n, s, e in zip(self.shape, self.strides, expected, strict=True))
+
+    @property
+    def turned(self) -> bool:
+        """Whether its rows run across the file's, so that a range of them is read in one piece for each column."""
+        return not self.is_contiguous and self.strides[0] == 1
 
     def transpose(self) -> View:
         """Return the transposed view of a matrix; no byte moves."""
@@ -155,7 +164,7 @@ def tile_rows(window: Window) -> list[tuple[int, int]]:
     count = window.shape[0] if window.shape else 1
     row_bytes = max(1.0, window.nbytes / max(1, count))
     step = max(1, int(TILE_BYTES / row_bytes))
-    if not window.is_contiguous:  # each column of the file is read in pieces of `step` elements
+    if window.turned:  # each column is read in pieces of `step` elements
         step = max(step, int(_MIN_SEGMENT / window.dtype.itemsize))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
