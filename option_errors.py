@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -45,12 +46,17 @@ def build(cls: type[Pass], options: Tree) -> Pass:
         OptionError: the pass refuses a value.
 
     """
+    return _adapter(cls).validate_json(json.dumps([options.plain()]))[0]
+
+
+@cache
+def _adapter(cls: type[Pass]) -> TypeAdapter[tuple[Pass]]:
+    """Return what checks a pass's options; made once for each pass, however often a recipe names it."""
     # A dataclass takes no configuration from outside, but inherits that of what holds it; in JSON mode
     # "strict" lets a mapping become a dataclass and still takes no "32" for 32.
     config = ConfigDict(extra="forbid", strict=True)
     holder: Any = GenericAlias(tuple, (cls,))
-    adapter: TypeAdapter[tuple[Pass]] = TypeAdapter(holder, config=config)
-    return adapter.validate_json(json.dumps([options.plain()]))[0]
+    return TypeAdapter(holder, config=config)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
