@@ -13,7 +13,7 @@ from typing import Any
 
 from numba import njit
 
-kernel: Any = njit(nogil=True)
+kernel: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that other kernels call."""
 
 

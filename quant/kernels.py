@@ -16,25 +16,31 @@ _F, _U = np.float32, np.uint32
 
 
 @kernel
-def _locate_rows(group, rows, k, block, place, starts, counts):
-    """Give the lanes WIDTH blocks that follow each other in the rows. Return how many there are."""
+def _locate_rows(group, rows, k, block, place, starts, columns, counts):
+    """Give the lanes WIDTH blocks that follow each other in the rows. Return how many there are.
+
+    Of each: its number, its first weight's element and column, and its number of weights.
+    """
     blocks = -(-k // block)
     lanes = min(WIDTH, rows * blocks - group * WIDTH)
     for lane in range(WIDTH):
         place[lane] = group * WIDTH + lane
-        starts[lane] = place[lane] % blocks * block
-        counts[lane] = min(block, k - starts[lane]) if lane < lanes else 0
+        row = place[lane] // blocks
+        columns[lane] = (place[lane] - row * blocks) * block
+        starts[lane] = row * k + columns[lane]
+        counts[lane] = min(block, k - columns[lane]) if lane < lanes else 0
     return lanes
 
 
 @kernel
-def _locate_columns(group, rows, k, block, place, starts, counts):
+def _locate_columns(group, rows, k, block, place, starts, columns, counts):
     """Give the lanes the same block of WIDTH rows. Return how many there are."""
     strips = -(-rows // WIDTH)
     b, row = group // strips, group % strips * WIDTH
     for lane in range(WIDTH):
         place[lane] = (row + lane) * -(-k // block) + b
-        starts[lane], counts[lane] = b * block, min(block, k - b * block)
+        columns[lane], counts[lane] = b * block, min(block, k - b * block)
+        starts[lane] = columns[lane] * rows + row + lane
     return min(WIDTH, rows - row)
 
 
@@ -61,7 +67,20 @@ def quantize_tile(digest):
     """Return the kernel; see `entry`."""
 
     def quantize_tile(
-        source, kind, columns, importance, width, block, symmetric, plan, scale_kind, shape, codes, scales, points, sums
+        source,
+        kind,
+        by_columns,
+        importance,
+        width,
+        block,
+        symmetric,
+        plan,
+        scale_kind,
+        shape,
+        codes,
+        scales,
+        points,
+        sums,
     ):
         """Quantize a matrix [rows, K] = `shape` whose bytes are `source`, stored by rows or by columns.
 
@@ -79,14 +98,15 @@ def quantize_tile(digest):
         scratch = np.empty(SCRATCH + len(x), np.float32)
         words = np.empty(block * width // 32 * WIDTH, np.uint32)
         results = np.empty(5 * WIDTH, np.float32)
-        place, starts, counts = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
-        for group in range(-(-rows // WIDTH) * blocks if columns else -(-rows * blocks // WIDTH)):
-            if columns:
-                lanes = _locate_columns(group, rows, k, block, place, starts, counts)
-                load_columns(source, kind, starts[0] * rows + place[0] // blocks, rows, lanes, counts[0], x)
+        place, starts = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
+        columns, counts = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
+        for group in range(-(-rows // WIDTH) * blocks if by_columns else -(-rows * blocks // WIDTH)):
+            if by_columns:
+                lanes = _locate_columns(group, rows, k, block, place, starts, columns, counts)
+                load_columns(source, kind, starts[0], rows, lanes, counts[0], x)
             else:
-                lanes = _locate_rows(group, rows, k, block, place, starts, counts)
-                load_rows(source, kind, place // blocks * k + starts, counts, x)
+                lanes = _locate_rows(group, rows, k, block, place, starts, columns, counts)
+                load_rows(source, kind, starts, counts, x)
             unit, inverse, low, high, largest = normalize(x)
             if any_lane(largest >= splat(_U(255 << 23))):
                 return False
@@ -94,7 +114,7 @@ def quantize_tile(digest):
                 scale, zero = rtn(low, high, symmetric, maxq, unit, inverse, scale_kind)
             else:
                 if len(importance):
-                    load_rows(importance, np.int64(0), starts, counts, w)
+                    load_rows(importance, np.int64(0), columns, counts, w)
                     weigh_by_importance(w)
                 else:
                     weigh_by_size(x, w, scratch)
