@@ -13,7 +13,8 @@ from typing import Any
 
 from numba import njit
 
-kernel: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_BARE: dict[str, Any] = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel: Any = njit(**_BARE)
 """Compiles a function that other kernels call."""
 
 
