@@ -1,6 +1,7 @@
 """Every command, recipe and piece of Python in the README and the pages is run, on the bundled model.
 
-`docs/write-a-pass.md` has a test of its own. A command's line may end in a comment; MODEL and OUT stand for folders.
+`docs/write-a-pass.md` has a test of its own. A command's line may end in a comment; MODEL and OUT stand for folders,
+mine.txt for a text.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("language", "text"), BLOCKS)
 def test_a_block_of_the_pages_works(language: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "examples" / "tiny-llama", tmp_path / "MODEL")
+    (tmp_path / "mine.txt").write_bytes((tmp_path / "MODEL" / "held-back.txt").read_bytes()[:4000])
     monkeypatch.chdir(tmp_path)
     if language == "console":
         for line in text.splitlines():
