@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,30 +61,32 @@ def run(
     if not dry_run:
         out = _checked(out, models, overwrite=overwrite)
     before = measure(models, _bytes_on_disk(models))
-    passes = tuple(_run_pass(step, each, chosen) for each in models for step in recipe.steps)
-    storage = plan_storage(models, per_model=per_model, max_file=max_shard_size)
-    report = Report(
-        version=__version__,
-        recipe=recipe.name,
-        target=chosen.name,
-        model=str(model),
-        out=None if out is None or dry_run else str(out),
-        before=before,
-        after=measure(models, 0),
-        passes=passes,
-        files=tuple(each.path.name for each in models) + tuple(storage.plan.files),
-        seconds=0.0,
-        recipe_text=recipe.text,
-        settings=recipe.settings,
-    )
-    job = Job(models, storage, companions(model if model.is_dir() else model.parent), report, check)
-    if dry_run or out is None:
-        expected = forecast(job)
-        after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))
-        report = replace(report, after=after, forecast=expected)
-    else:
-        with working(out.resolve()) as work:
-            report = write_output(job, work, progress or Silent(), resume=resume)
+    watch = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch:
+        passes = tuple(_run_pass(step, each, chosen, Path(scratch), watch) for each in models for step in recipe.steps)
+        storage = plan_storage(models, per_model=per_model, max_file=max_shard_size)
+        report = Report(
+            version=__version__,
+            recipe=recipe.name,
+            target=chosen.name,
+            model=str(model),
+            out=None if out is None or dry_run else str(out),
+            before=before,
+            after=measure(models, 0),
+            passes=passes,
+            files=tuple(each.path.name for each in models) + tuple(storage.plan.files),
+            seconds=0.0,
+            recipe_text=recipe.text,
+            settings=recipe.settings,
+        )
+        job = Job(models, storage, companions(model if model.is_dir() else model.parent), report, check)
+        if dry_run or out is None:
+            expected = forecast(job)
+            after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))
+            report = replace(report, after=after, forecast=expected)
+        else:
+            with working(out.resolve()) as work:
+                report = write_output(job, work, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
 
 
@@ -119,10 +122,11 @@ def model_files(model: Path) -> list[Path]:
     return [model]
 
 
-def _run_pass(step: Step, model: TailorModel, target: Target) -> PassReport:
+def _run_pass(step: Step, model: TailorModel, target: Target, scratch: Path, progress: Progress) -> PassReport:
     started = time.monotonic()
     try:
-        results = [_located(result, step) for result in step.pass_.apply(model, target)]
+        prepared = step.pass_.prepare(model, scratch, progress)
+        results = [_located(result, step) for result in prepared.apply(model, target)]
     except OptionError as error:
         from onnx_tailor import recipe as recipes  # `inspect` reads none, and need not wait for it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,10 +66,9 @@ def calibrate(
     model = load(path)
     candidates = find_candidates(model)
     inputs, skips = find_inputs(model, candidates)
-    if not inputs:
-        reason = f": {skips[0].reason}" if skips else "; there is nothing to calibrate"
-        raise ModelError(f"{path}: no projection with a float weight was found{reason}")
-    planned = list(groups(inputs, memory)) if hessians else [inputs]
+    if not inputs and not skips:
+        raise ModelError(f"{path}: no projection with a float weight was found; there is nothing to calibrate")
+    planned = list(groups(inputs, memory if hessians else sys.maxsize))
     watch = progress or Silent()
     entries: list[dict[str, Any]] = []
     with writing(out) as file:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.calibration.inputs import ProjectionInput
 from onnx_tailor.calibration.statistics import InputSums
 from onnx_tailor.graph.load import load
-from onnx_tailor.graph.watch import serialize, watch
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.watch import watch
 from onnx_tailor.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,12 +46,10 @@ def capture(
     Raises:
         ModelError: ONNX Runtime cannot load or run the model.
     """
-    from onnx_tailor.verify.session import LanguageModel
-
     sums = [InputSums.empty(each.name, each.columns, hessian=hessians) for each in group]
-    runner = LanguageModel(path, graph=_watched(path, [each.name for each in group]))
+    model = runner(_watched(path, [each.name for each in group]))
     for window in tokens.windows:
-        outputs = runner.prefill(window[None, :])
+        outputs = model.prefill(window[None, :])
         for number, each in enumerate(sums):
             values = outputs[f"{_OUTPUT}{number}"]
             each.add(values)
@@ -57,10 +57,10 @@ def capture(
     return sums
 
 
-def _watched(path: Path, names: Sequence[str]) -> bytes:
-    """Return the graph of the model at `path` cut down to what computes the values `names`, its new outputs."""
+def _watched(path: Path, names: Sequence[str]) -> TailorModel:
+    """Return the model at `path` cut down to what computes the values `names`, its new outputs."""
     model = load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
     values |= {value.name: value for value in model.graph.inputs}
     watch(model, {f"{_OUTPUT}{number}": values[name] for number, name in enumerate(names)})
-    return serialize(model)
+    return model

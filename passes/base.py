@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from onnx_tailor.graph.model import TailorModel
+    from onnx_tailor.progress import Progress
     from onnx_tailor.report import Change, Skip
     from onnx_tailor.targets import Target
 
@@ -25,6 +28,17 @@ class Pass(ABC):
 
     name: ClassVar[str]
     """The pass's name in a recipe."""
+
+    def prepare(self, model: TailorModel, scratch: Path, progress: Progress) -> Pass:
+        """Return the pass that is applied in this one's place: with what takes long to find out as its options.
+
+        `scratch` is a folder that lasts as long as the run. Most passes have nothing to find out.
+
+        Raises:
+            ModelError: the model cannot be run.
+            OptionError: an option does not fit this model.
+        """
+        return self
 
     @abstractmethod
     def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:

@@ -11,6 +11,8 @@ from onnx_tailor.calibration.file import Calibration, InputStatistics, read
 from onnx_tailor.calibration.lookup import statistics
 from onnx_tailor.errors import OptionError
 from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.progress import Progress
 from onnx_tailor.quant import Method
 from onnx_tailor.weights.factors import FactorCache, SharedFactor
 from onnx_tailor.weights.quantize_job import Importance
@@ -25,8 +27,8 @@ class Choice:
     method: Method
     importance: Importance | None = None
     factor: SharedFactor | None = None
-    instead: str = ""
-    """The method asked for and why it is not used; empty where it is."""
+    remark: str = ""
+    """Why it is not the method asked for, or what its data are worth; empty where there is nothing to say."""
 
 
 @dataclass
@@ -42,13 +44,11 @@ class InputData:
         """Read the file that `methods` need; None where they need none.
 
         Raises:
-            OptionError: the file is missing, unreadable, without Hessians for gptq, or not needed.
+            UsageError: the file is missing or unreadable.
+            OptionError: it is not needed, or holds no Hessians and gptq needs them.
         """
         needed = sorted(methods & DATA_METHODS)
         if path is None:
-            if needed:
-                how = "`onnx-tailor calibrate MODEL -o FILE.npz" + (" --hessians`" if "gptq" in needed else "`")
-                raise OptionError(f"{needed[0]} needs `calibration: FILE.npz`, which {how} makes", key=("method",))
             return None
         if not needed:
             advice = "say `method: imatrix` or `method: gptq`"
@@ -67,11 +67,27 @@ class InputData:
         """
         found = statistics(self.calibration, candidate)
         if isinstance(found, str):
-            return Choice("k_quant", instead=f"{method} is not possible: {found}")
+            return Choice("k_quant", remark=f"{method} is not possible: {found}")
         importance = Importance(combine.importance(found))
+        remark = "random tokens; a text is better" if self.calibration.random else ""
         if method == "imatrix":
-            return Choice("k_quant", importance)
+            return Choice("k_quant", importance, remark=remark)
         if found not in self._factors:
             load = partial(combine.hessian, found)
             self._factors[found] = SharedFactor(found[0].name, found, load, self._cache)
-        return Choice("gptq", importance, self._factors[found])
+        return Choice("gptq", importance, self._factors[found], remark)
+
+
+def self_calibrated(model: TailorModel, scratch: Path, *, hessians: bool, progress: Progress) -> Path:
+    """Calibrate the file that `model` was read from, on the bundled text or at worst on random tokens.
+
+    Raises:
+        ModelError: the model cannot be run.
+    """
+    from onnx_tailor.calibration.calibrate import calibrate  # ONNX Runtime takes long to import
+    from onnx_tailor.calibration.tokens import choose
+
+    out = scratch / f"{model.path.name}.npz"
+    if not out.exists():
+        calibrate(model.path, out, choose(model.path), hessians=hessians, progress=progress)
+    return out

@@ -19,9 +19,10 @@ from onnx_tailor.graph.products import chosen_of_stack
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
-from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
+from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
+from onnx_tailor.passes.selectors import Bits, NodeRule, Selectable, Setting, layer_set, select
+from onnx_tailor.progress import Progress
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -46,13 +47,19 @@ class Quantize(Pass):
 
     method: Preset = "k_quant"
     """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,
-    `gptq` also lets the columns of a weight make up for each other; both need `calibration`. `*_last` gives the head
+    `gptq` also lets the columns of a weight make up for each other. `*_last` gives the head
     8 bits; `k_quant_mixed` also a part of the layers."""
     calibration: Path | None = None
     """The file that `onnx-tailor calibrate` made of this model; a relative path starts at the recipe's folder, or,
-    from the command line or where there is no such file, at the working directory."""
-    bits: Literal[2, 4, 8, "float"] = 4
-    """Bits of each weight that `nodes` does not name; `float` leaves those as they are."""
+    from the command line or where there is no such file, at the working directory. Without it the run itself
+    calibrates, on a bundled text if there is a tokenizer.json beside the model."""
+    bits: Literal[2, 4, 8, "float", "auto"] = 4
+    """Bits of each weight that `nodes` does not name; `float` leaves those as they are; `auto` measures what each
+    costs, and chooses within `budget`."""
+    budget: str | None = None
+    """For `bits: auto`: what all weights may take, as "5 bpw" (bits for each weight) or "180 MB"."""
+    plan: str | None = None
+    """For `bits: auto`: a file to write with the choice as a recipe, to be read, edited and repeated."""
     block_size: int = 32
     """Weights along the input dimension that share a scale: a power of two from 16 to 256."""
     symmetric: bool = False
@@ -68,8 +75,11 @@ class Quantize(Pass):
         """Check what the types cannot say.
 
         Raises:
-            OptionError: a block size is no power of two from 16 to 256, or `layers` is no list of layers.
+            OptionError: a block size is no power of two from 16 to 256, `layers` is no list of layers, or `bits: auto`
+                and `budget` do not come together.
         """
+        if (self.bits == "auto") != (self.budget is not None):
+            raise OptionError('`bits: auto` and a `budget`, as "5 bpw" or "180 MB", need each other', key=("bits",))
         _check_block_size(self.block_size, ("block_size",))
         for pattern, rule in self.nodes.items():
             if not isinstance(rule, NodeRule):
@@ -82,6 +92,27 @@ class Quantize(Pass):
                 raise OptionError(
                     f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
                 ) from error
+
+    def prepare(self, model: TailorModel, scratch: Path, progress: Progress) -> Quantize:
+        """Calibrate, where a method needs that and no file is given, and choose the bits that are `auto`.
+
+        Raises:
+            ModelError: the model cannot be run.
+            OptionError: the budget is too small.
+        """
+        found = self
+        if self.calibration is None and self.methods() & DATA_METHODS and find_candidates(model):
+            path = self_calibrated(model, scratch, hessians="gptq" in self.methods(), progress=progress)
+            found = replace(found, calibration=path)
+        if self.bits == "auto":
+            from onnx_tailor.passes.automatic_bits import with_explicit_bits  # ONNX Runtime takes long to import
+
+            found = with_explicit_bits(found, model, progress, own_calibration=self.calibration is None)
+        return found
+
+    def methods(self) -> set[str]:
+        """Return every method that the recipe names."""
+        return {self.method, *(rule.method or "" for rule in self.nodes.values() if isinstance(rule, NodeRule))}
 
     def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
         """Quantize every weight that a rule, the preset or `bits` gives bits to.
@@ -101,7 +132,7 @@ class Quantize(Pass):
                 f"{model.path}: k_quant_mixed gives bits by layer, but neither structure nor names tell this model's "
                 "layers; use k_quant_last, or `nodes`"
             )
-        data = InputData.open(self.calibration, {self.method, *(rule.method or "" for rule in rules.values())})
+        data = InputData.open(self.calibration, self.methods())
         yield from _unusable(model)
         otherwise = "method" if self.method.endswith(("_last", "_mixed")) else "bits"
         for candidate in candidates:
@@ -144,16 +175,16 @@ class Quantize(Pass):
             candidate.matrix.name,
             importance=chosen.importance,
             factor=chosen.factor,
-            instead=chosen.instead,
+            remark=chosen.remark,
         )
         after = _stored_bytes(job)
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
         return job
 
-    def _format(self, rule: NodeRule, bits: Setting, dtype: ir.DataType) -> BlockFormat:
+    def _format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
         return BlockFormat(
-            bits=bits,  # type: ignore[arg-type]  # "float" and "skip" leave a weight as it is
+            bits=bits,  # type: ignore[arg-type]  # the words leave a weight as it is, or are gone since `prepare`
             block_size=rule.block_size or self.block_size,
             symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
             scale_dtype=_SCALE_TYPES[dtype],
@@ -174,7 +205,16 @@ class Quantize(Pass):
         found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
         return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
 
-    def _bits(self, candidate: Candidate, layers: int) -> Setting:
+    def format(self, candidate: Candidate, rule: NodeRule, bits: Bits) -> BlockFormat:
+        """Return how the weight is laid out with so many bits."""
+        return self._format(rule, bits, widest(candidate))
+
+    def stored_bytes(self, candidate: Candidate, rule: NodeRule, bits: Bits) -> int:
+        """Return the bytes of the weight's codes, scales and zero points."""
+        job = QuantizeJob(candidate.matrix.view, self.format(candidate, rule, bits), "k_quant", candidate.matrix.name)
+        return _stored_bytes(job)
+
+    def _bits(self, candidate: Candidate, layers: int) -> Setting | Literal["auto"]:
         """Return the bits that preset and `bits` give. k_quant_mixed's rule is that of the GenAI model builder."""
         if self.bits == "float" or not self.method.endswith(("_last", "_mixed")):
             return self.bits
@@ -323,7 +363,7 @@ def _what(job: QuantizeJob) -> str:
     """Return the setting as a report tells it."""
     fmt = job.format
     kind = "symmetric" if fmt.symmetric else "asymmetric"
-    method = f"{job.label} ({job.instead})" if job.instead else job.label
+    method = f"{job.label} ({job.remark})" if job.remark else job.label
     return f"{fmt.bits} bits, block {fmt.block_size}, {kind}, {method}"
 
 

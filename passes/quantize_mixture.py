@@ -41,7 +41,7 @@ def match_mixture(
             )
     names = [(value.name or "") if value is not None else "" for value in (node.inputs[FC1], node.inputs[FC2])]
     first, second = (
-        QuantizeJob(view, fmt, method, name, instead=instead) for view, name in zip(views, names, strict=True)
+        QuantizeJob(view, fmt, method, name, remark=instead) for view, name in zip(views, names, strict=True)
     )
     return first, second
 
@@ -97,7 +97,7 @@ def rewrite_mixture(model: TailorModel, mixture: Mixture, jobs: tuple[QuantizeJo
     made.metadata_props.update(node.metadata_props)
     model.replace(output, result)
     symmetric = "symmetric" if fmt.symmetric else "asymmetric"
-    instead = f" ({jobs[0].instead})" if jobs[0].instead else ""
+    instead = f" ({jobs[0].remark})" if jobs[0].remark else ""
     return Change(
         where=name,
         what=f"QMoE, {fmt.bits} bits, block {fmt.block_size}, {symmetric}, {jobs[0].label}{instead}",

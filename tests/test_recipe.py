@@ -87,10 +87,10 @@ REFUSED = [
         ANY_PASS + "  - quantize: {method: kquant}",
         ["3:24: quantize.method is 'kquant'; it must be rtn, k_quant, *; did you mean k_quant?"],
     ),
-    (ANY_PASS + "  - quantize: {bits: 5}", ["3:22: quantize.bits is 5; it must be 2, 4, 8 or float"]),
+    (ANY_PASS + "  - quantize: {bits: 5}", ["3:22: quantize.bits is 5; it must be 2, 4, 8, float or auto"]),
     (
         ANY_PASS + "  - quantize: {bits: '4'}",
-        ["3:22: quantize.bits is '4'; it must be 2, 4, 8 or float; did you mean 4?"],
+        ["3:22: quantize.bits is '4'; it must be 2, 4, 8, float or auto; did you mean 4?"],
     ),
     (
         ANY_PASS + "  - quantize: {block_size: 32.0}",
@@ -199,7 +199,7 @@ def test_settings_replace_options(tmp_path: Path, settings: list[str], option: s
         (["reshape-dim.layout=auto"], "--set:1:1: the recipe has 2 passes 'reshape-dim'; *"),
         (
             ["quantize.bits=4", "quantize.bits=5"],
-            "--set:2:15: quantize.bits is 5; it must be 2, 4, 8 or float",
+            "--set:2:15: quantize.bits is 5; it must be 2, 4, 8, float or auto",
         ),
         (["quantize.bit=4"], "--set:1:10: quantize has no option 'bit'; did you mean bits?"),
         (["quantize.nodes.lm={bits: 5}"], "--set:1:26: quantize.nodes.lm.bits is 5; it must be *"),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.stored_weights import StoredWeight
-from onnx_tailor.graph.watch import let_override, serialize
+from onnx_tailor.graph.watch import let_override, serialize, weights_folder
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.verify.metrics import divergences
 from onnx_tailor.verify.pairs import Pair, pair_weights
@@ -96,7 +96,7 @@ def blame(reference: Path, candidate: Path, tokens: Tokens, *, progress: Progres
     errors = [each for each in errors if each.any()]
     names = [value for pair in pairs for value in pair.initializers]
     let_override(model, names)
-    runner = LanguageModel(reference, role="reference", graph=serialize(model))
+    runner = LanguageModel(reference, role="reference", graph=serialize(model), folder=weights_folder(model))
     sums = np.zeros(len(pairs))
     watch.start("blaming", int(windows.size) * (len(pairs) + 1), unit="tokens")
     for window in windows:

@@ -58,10 +58,11 @@ class LanguageModel:
         optimization: Optimization = "all",
         role: str = "model",
         graph: bytes | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Load the model; `role` is what messages call it.
 
-        `graph` is a serialized model that runs in the place of the file's own, over the weights beside `path`.
+        `graph` is a serialized model that runs in the place of the file's own, over the weights in `folder`.
 
         Raises:
             ModelError: ONNX Runtime cannot load it.
@@ -70,7 +71,7 @@ class LanguageModel:
         """
         self.path = path
         self.role = role
-        self._session = _session(path, provider, _LEVELS[optimization], role, graph)
+        self._session = _session(path, provider, _LEVELS[optimization], role, graph, folder)
         self.inputs = tuple(Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs())
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
@@ -160,7 +161,7 @@ class LanguageModel:
         return Cache((past.length if past else 0) + ids.shape[1], before | after)
 
 
-def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | None) -> Any:
+def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | None, folder: Path | None) -> Any:
     """Open the session, on `provider` and nothing else but the CPU."""
     if provider not in ort.get_available_providers():
         known = ", ".join(ort.get_available_providers())
@@ -174,7 +175,7 @@ def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | No
     if not path.is_file():
         raise ModelError(f"The {role} {path} is not a file.")
     if graph is not None:
-        options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
+        options.add_session_config_entry(_DATA_FOLDER, str((folder or path.parent).resolve()))
     try:
         session = ort.InferenceSession(graph or str(path), options, providers=[provider])
     except _ORT_ERRORS as error:

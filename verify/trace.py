@@ -18,7 +18,7 @@ from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.landmarks import find_landmarks
 from onnx_tailor.graph.load import load
-from onnx_tailor.graph.watch import serialize, watch
+from onnx_tailor.graph.watch import serialize, watch, weights_folder
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.verify.session import LanguageModel
 
@@ -187,7 +187,7 @@ def _session(path: Path, names: list[str], role: str) -> LanguageModel:
     model = load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
     watch(model, {f"{_OUTPUT}{number}": values[name] for number, name in enumerate(names)})
-    return LanguageModel(path, role=role, graph=serialize(model))
+    return LanguageModel(path, role=role, graph=serialize(model), folder=weights_folder(model))
 
 
 def _pairs(ours: TailorModel, theirs: TailorModel, reference: Path, candidate: Path) -> tuple[list[_Pair], str]:

@@ -71,8 +71,8 @@ class QuantizeJob:
     """What an error in each column costs `k_quant`; without it rms(block) + |x|."""
     factor: SharedFactor | None = None
     """The second moments of the inputs, which `gptq` needs."""
-    instead: str = field(default="", compare=False)
-    """Why this method was taken in the place of the one asked for; empty where it was not."""
+    remark: str = field(default="", compare=False)
+    """Why this is not the method asked for, or what its data are worth; for the report."""
     errors: ErrorLog = field(default_factory=ErrorLog, compare=False, repr=False)
     """How far the stored values are from the weights; complete once every tile of this job was computed."""
 

@@ -45,6 +45,17 @@ def test_the_file_holds_what_numpy_computes(tmp_path: Path, external: bool, memo
     np.testing.assert_array_equal(found.token_counts(), np.bincount(TOKENS.windows.ravel()))
 
 
+def test_a_model_whose_files_are_links_into_a_cache(tmp_path: Path) -> None:
+    cache, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    cache.mkdir()
+    snapshot.mkdir()
+    mlp(cache / "m.onnx", weights(), external=True)
+    for name in ("m.onnx", "m.onnx.data"):
+        (cache / name).rename(cache / f"hash-{name}")
+        (snapshot / name).symlink_to(cache / f"hash-{name}")
+    assert calibrate(snapshot / "m.onnx", tmp_path / "c.npz", TOKENS).inputs == 3
+
+
 def test_fp16_activations_are_summed_in_wider_types(tmp_path: Path) -> None:
     w = weights(dtype=np.float16)
     w["table"] *= 200  # squares beyond the largest fp16
@@ -65,9 +76,9 @@ def test_overflow_in_the_model_is_an_error_and_leaves_no_file(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_a_projection_in_a_subgraph_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    w = weights()
-    model = onnx.load(mlp(tmp_path / "m.onnx", w))
+def with_branches(tmp_path: Path) -> onnx.ModelProto:
+    """The head stands in both branches of an If."""
+    model = onnx.load(mlp(tmp_path / "m.onnx", weights()))
     branch = [
         helper.make_graph(
             [helper.make_node("MatMul", ["last", "head"], [f"out{n}"], name=f"branch{n}")],
@@ -81,11 +92,29 @@ def test_a_projection_in_a_subgraph_is_left_out_with_its_reason(tmp_path: Path) 
     assert head.name == "head"
     model.graph.initializer.append(numpy_helper.from_array(np.ones((), np.bool_), "yes"))
     model.graph.node.append(helper.make_node("If", ["yes"], ["logits"], then_branch=branch[0], else_branch=branch[1]))
+    return model
+
+
+def test_a_projection_in_a_subgraph_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    model = with_branches(tmp_path)
     onnx.save(model, tmp_path / "if.onnx")
     report = calibrate(tmp_path / "if.onnx", tmp_path / "c.npz", TOKENS)
     assert report.inputs == 2
     assert set(report.skipped) == {"branch0", "branch1"}
     assert "subgraph" in report.skipped["branch0"]
+
+
+def test_a_model_with_nothing_but_branches_has_a_file_that_says_so(tmp_path: Path) -> None:
+    model = with_branches(tmp_path)
+    for node in [node for node in model.graph.node if node.op_type not in {"Gather", "If"}]:
+        model.graph.node.remove(node)
+    for node in model.graph.node:
+        if node.op_type == "Gather":
+            node.output[0] = "last"
+    onnx.save(model, tmp_path / "if.onnx")
+    report = calibrate(tmp_path / "if.onnx", tmp_path / "c.npz", TOKENS, hessians=True)
+    assert (report.inputs, report.runs) == (0, 0)
+    assert set(read(tmp_path / "c.npz").skipped) == {"branch0", "branch1"}
 
 
 def test_groups_keep_to_the_memory_and_the_order() -> None:
