@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from onnx_tailor.errors import UsageError
 
 FORMAT = 1
 _HEADER = "calibration"
+_PIECE = 1 << 20
+"""Bytes that are read at once."""
 
 
 class Writer:
@@ -94,9 +96,11 @@ class InputStatistics:
         with _opened(self.path) as (archive, stamp):
             if stamp != self.stamp:
                 raise UsageError(f"{self.path}: the file was changed during the run; run again")
-            array = _entry(archive, f"{self.number}.{what}", self.path)
-        if array.shape != shape or array.dtype != np.float32:
-            raise _damaged(self.path, f"{what} of {self.name} is {array.dtype}{list(array.shape)}")
+            try:
+                with archive.zip.open(f"{self.number}.{what}.npy") as entry:
+                    array = _float32(entry, shape)
+            except KeyError as error:
+                raise _damaged(self.path, f"it lacks {what} of {self.name}") from error
         if not np.isfinite(array).all():
             raise _damaged(self.path, f"{what} of {self.name} holds a NaN or an infinity")
         return array
@@ -179,6 +183,31 @@ def _entry(archive: Any, name: str, path: Path) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = archive[name]
     except KeyError as error:
         raise _damaged(path, f"it lacks {name}") from error
+    return array
+
+
+def _float32(entry: IO[bytes], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Read an array of known type and shape.
+
+    numpy's own reader parses the header with `ast`, which Python 3.11 does not survive when a kernel is compiled on
+    another thread at that moment (CPython issue 106905).
+
+    Raises:
+        ValueError: the entry holds something else.
+    """
+    major, _ = np.lib.format.read_magic(entry)
+    size = int.from_bytes(entry.read(2 if major == 1 else 4), "little")
+    header = entry.read(size).decode("latin-1")
+    if "'descr': '<f4'" not in header or "'fortran_order': False" not in header or f"'shape': {shape}" not in header:
+        raise ValueError(f"an array is not float32{list(shape)}")
+    array = np.empty(shape, np.float32)
+    left = array.reshape(-1).view(np.uint8).data
+    while len(left):
+        content = entry.read(min(len(left), _PIECE))
+        if not content:
+            raise ValueError("an array is cut off")
+        left[: len(content)] = content
+        left = left[len(content) :]
     return array
 
 

@@ -166,6 +166,16 @@ def test_mistakes(source: Path, tmp_path: Path, options: str, message: str) -> N
     assert not (tmp_path / "g").exists()
 
 
+@pytest.mark.parametrize("change", [np.float64, lambda array: array[:-1], lambda array: array.T.copy("F")[:, :-1]])
+def test_a_hessian_of_another_type_or_shape(source: Path, tmp_path: Path, change: Any) -> None:
+    path = source.with_name("odd.npz")
+    with np.load(source.with_name("c.npz")) as archive:
+        arrays = dict(archive)
+    np.savez(path, **{**arrays, "1.hessian": change(arrays["1.hessian"])})
+    with pytest.raises(UsageError, match=r"odd\.npz: is no calibration file .*not float32\[48, 48\]"):
+        tailor(source, tmp_path / "out", "method: gptq, calibration: odd.npz")
+
+
 @pytest.mark.parametrize("method", ["imatrix", "gptq"])
 def test_without_a_calibration_the_run_makes_its_own(source: Path, tmp_path: Path, method: str) -> None:
     """There is no tokenizer beside this model, and the report says what random tokens are worth."""
