@@ -39,6 +39,8 @@ def unchanged(model: TailorModel, head: ir.Node) -> Skip:
     own = None if isinstance(table, str) else blob_of(table.codes)
     for found in find_block_tables(model):
         if isinstance(found, FoundTable) and own is not None and blob_of(found.table.codes) == own:
+            if found.layout == "broken":
+                return Skip(where=where, reason=f"its table {found.node.name} is broken; reshape-dim mends it")
             return Skip(where=where, reason="it is tied already", details={"tied": True})
     return Skip(where=where, reason="it is quantized already, and no token table holds its values")
 
