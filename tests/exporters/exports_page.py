@@ -19,7 +19,6 @@ Which exports of which exporters were tied and quantized, and what was checked. 
 - **4 bits**, **8 bits**: tie and `k_quant`, blocks of 32; projections quantized of all there are, and the mean KL
   divergence of the next token's distribution. A head and a table that share are the same bytes, and compared.
 - bfloat16: the CPU provider of ONNX Runtime lacks many of its kernels, so most inputs do not load there.
-- `not done after 300 s`: the exporter was slower than its time limit on a busy machine.
 - genai in fp16, on the CPU: the builder declares the length of repeated keys as `sequence_length`, so ONNX Runtime
   fails to reuse a buffer, in decoding or, when memory is laid out otherwise, at once.
 - The tie and the recipe of 4 bits were run a second time on their own output, which changed nothing."""
