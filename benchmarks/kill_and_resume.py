@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import random
 import shutil
 import subprocess
@@ -69,7 +70,8 @@ def _run_and_kill(command: list[str], out: Path, longest: float, dice: random.Ra
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not work.exists() and process.poll() is None:
         time.sleep(0.0005)
-    time.sleep(dice.random() ** 2 * longest / 2)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(dice.random() ** 2 * min(longest, 4) / 2)
     process.kill()
     _, said = process.communicate()
     assert process.returncode in {0, -9}, said
