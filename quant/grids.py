@@ -75,6 +75,17 @@ def rtn(low, high, symmetric, maxq, unit, inverse, kind):
 
 
 @kernel
+def nearest(value, scale, inverse, half, low, high):
+    """Return the code nearest to `value` and what is left, where `half` is half of the scale's size."""
+    code = rint(lesser(greater(value * inverse, low), high))
+    rest = fma(-code, scale, value)
+    # A ratio near the middle of two codes may have been rounded across it.
+    nearer = where(rest * inverse > splat(_F(0)), splat(_F(1)), splat(_F(-1)))
+    code = where(fabs(rest) > half, lesser(greater(code + nearer, low), high), code)
+    return code, fma(-code, scale, value)
+
+
+@kernel
 def merit(x, w, scale, zero, maxq):
     """Return `dot` and `square`, sums of w * code * x and w * code^2 over the codes that a grid gives.
 
@@ -94,11 +105,11 @@ def merit(x, w, scale, zero, maxq):
 def cost(x, w, scale, zero, maxq):
     """Return the weighted error of a grid, infinite where its scale is 0, and the least-squares scale for its codes."""
     inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
+    half = fabs(scale) * splat(_F(0.5))
     error = dot = square = splat(_F(0))
     for i in range(0, len(x), WIDTH):
         value, weight = load(x, i), load(w, i)
-        code = rint(lesser(greater(value * inverse, low), high))
-        rest = fma(-code, scale, value)
+        code, rest = nearest(value, scale, inverse, half, low, high)
         error = fma(weight * rest, rest, error)
         weighted = weight * code
         dot, square = fma(weighted, value, dot), fma(weighted, code, square)

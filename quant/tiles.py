@@ -10,6 +10,7 @@ magnitude lies near one: squares neither overflow nor vanish, and only the scale
 import numpy as np
 
 from onnx_tailor.quant.compiled import kernel
+from onnx_tailor.quant.grids import nearest
 from onnx_tailor.quant.lanes import (
     WIDTH,
     bits,
@@ -22,7 +23,6 @@ from onnx_tailor.quant.lanes import (
     load16,
     load16_part,
     load_part,
-    rint,
     splat,
     store,
     to_uint,
@@ -105,13 +105,7 @@ def encode(x, width, scale, zero, maxq, words):
         word = splat(_U(0))
         for part in range(each):
             value = load(x, (j * each + part) * WIDTH)
-            ratio = value * inverse
-            code = rint(lesser(greater(ratio, low), high))
-            rest = fma(-code, scale, value)
-            # A ratio near the middle of two codes may have been rounded across it.
-            nearer = where(rest * inverse > splat(_F(0)), splat(_F(1)), splat(_F(-1)))
-            code = where(fabs(rest) > half, lesser(greater(code + nearer, low), high), code)
-            rest = fma(-code, scale, value)
+            code, rest = nearest(value, scale, inverse, half, low, high)
             error, square = fma(rest, rest, error), fma(value, value, square)
             word = word | (to_uint(code + zero) << splat(_U(part * width)))
         store(words, j * WIDTH, word)
