@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from onnx_tailor import __version__
 from onnx_tailor.errors import ModelError, OptionError, UsageError
+from onnx_tailor.graph.annotations import forget_named_sizes
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
@@ -64,6 +65,9 @@ def run(
     watch = progress or Silent()
     with tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch:
         passes = tuple(_run_pass(step, each, chosen, Path(scratch), watch) for each in models for step in recipe.steps)
+        for each in models:
+            if any(report.changes for report in passes if report.file == each.path.name):
+                forget_named_sizes(each)
         storage = plan_storage(models, per_model=per_model, max_file=max_shard_size)
         report = Report(
             version=__version__,
