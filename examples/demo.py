@@ -17,7 +17,7 @@ from onnx_tailor.progress import Silent
 from onnx_tailor.reporting.build import build_page
 
 HERE = Path(__file__).parent
-RECIPES = ("tie", "rtn", "k-quant", "k-quant-mixed", "k-quant-8bit")
+RECIPES = ("tie", "rtn", "k-quant", "gptq", "k-quant-mixed", "k-quant-8bit")
 
 
 def main(model: Path, text: Path, tokenizer: Path, out: Path) -> None:
