@@ -47,6 +47,7 @@ QUANTIZED = (
     ("k_quant", "dynamo-lfm2-fp32"),
     ("k_quant", "torchscript-phi4-fp32"),
 )
+OLIVE = ("torchscript-llama-fp32", "dynamo-qwen3-fp16", "optimum-gpt2-fp32", "torchscript-gemma3-fp32")
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,19 @@ def exports() -> list[Export]:
     for kind in GENAI:
         script = "genai_export.py"
         found += [Export("genai", family, kind, "genai", (script, family, kind)) for family in (*DECODERS, "whisper")]
-    for method, source in QUANTIZED:
-        exporter, _, rest = source.partition("-")
-        family, _, dtype = rest.rpartition("-")
-        script = ("quantized_export.py", method, f"{{out}}/{source}")
-        found.append(Export(f"{method} of {exporter}", family, dtype, "torch", script))
+    found += [
+        _quantized(f"{method} of", source, "torch", "quantized_export.py", method) for method, source in QUANTIZED
+    ]
+    for method in ("rtn", "k_quant"):
+        found += [_quantized(f"olive {method} of", source, "olive", "olive_export.py", method) for source in OLIVE]
     return found
+
+
+def _quantized(title: str, source: str, environment: str, script: str, method: str) -> Export:
+    """Return the cell of a file that a quantizer makes of the export `source`."""
+    exporter, _, rest = source.partition("-")
+    family, _, dtype = rest.rpartition("-")
+    return Export(f"{title} {exporter}", family, dtype, environment, (script, method, f"{{out}}/{source}"))
 
 
 def build(export: Export, python: str, out: Path, limit: float) -> dict[str, object]:
