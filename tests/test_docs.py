@@ -49,3 +49,9 @@ def test_every_dependency_has_its_reason() -> None:
         declared += extra
     names = [re.match(r"[A-Za-z0-9_.-]+", each) for each in declared]
     assert not [name[0] for name in names if name and name[0] not in listed]
+
+
+def test_every_room_of_the_house_is_described() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert not [room for room in sorted(rooms) if f"`{room}/`" not in page]
