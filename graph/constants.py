@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.model import is_op
+from onnx_tailor.graph.model import behind, is_op
 from onnx_tailor.weights.tensors import WeightTensor
 from onnx_tailor.weights.view import Window
 
@@ -92,12 +92,8 @@ def _through(node: ir.Node) -> Matrix | str:
 
 def constant_shape(value: ir.Value) -> tuple[int, ...] | None:
     """Return the shape of an initializer, also behind Identity nodes, which optimum puts before equal ones."""
-    while is_op(value.producer(), "Identity"):
-        inner = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
-        if inner is None:
-            return None
-        value = inner
-    return None if value.const_value is None else tuple(value.const_value.shape.numpy())
+    root = behind(value, "Identity")
+    return None if root is None or root.const_value is None else tuple(root.const_value.shape.numpy())
 
 
 def is_constant(value: ir.Value | None) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, is_constant
-from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, attribute, is_op
+from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables import find_tables
 
@@ -124,6 +124,4 @@ def _carried(node: ir.Node) -> ir.Value | None:
 
 def _is_fixed(value: ir.Value | None) -> bool:
     """Whether `value` is a constant, also behind Cast, Reshape and the like."""
-    while value is not None and is_op(value.producer(), "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"):
-        value = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
-    return is_constant(value)
+    return is_constant(behind(value, "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.model import is_op
+from onnx_tailor.graph.model import behind, is_op
 
 _LARGEST = 4096
 """More elements are no sizes or axes but data."""
@@ -12,8 +12,7 @@ _LARGEST = 4096
 
 def constant_integers(value: ir.Value | None) -> list[int] | None:
     """Return the integers of an initializer or a Constant node, a scalar as one; None where `value` is computed."""
-    while value is not None and is_op(value.producer(), "Identity"):
-        value = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
+    value = behind(value, "Identity")
     if value is None or value.is_graph_input():
         return None
     tensor = value.const_value

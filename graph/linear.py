@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.integers import dimensions
-from onnx_tailor.graph.model import MICROSOFT, attribute, is_op
+from onnx_tailor.graph.model import MICROSOFT, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 
 _NBITS_OPERANDS = {1: "weight", 2: "scales", 3: "zero_points", 5: "bias"}
@@ -77,8 +77,7 @@ def match_linear(node: ir.Node) -> Linear | str | None:
 
 def stored(value: ir.Value | None) -> ir.Value | None:
     """Return the initializer behind `value`, also behind Identity nodes; None where it is computed or an input."""
-    while value is not None and is_op(value.producer(), "Identity"):
-        value = value.producer().inputs[0]  # type: ignore[union-attr]  # is_op has seen the producer
+    value = behind(value, "Identity")
     if value is None or value.is_graph_input() or value.producer() is not None or value.const_value is None:
         return None
     return value

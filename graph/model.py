@@ -163,6 +163,13 @@ def _all_names(model: TailorModel) -> Iterator[str]:
         yield from (value.name for value in node.outputs if value.name)
 
 
+def behind(value: ir.Value | None, *op_types: str) -> ir.Value | None:
+    """Return the value that the first inputs of ONNX operators `op_types` lead back to; `value` if there are none."""
+    while value is not None and (node := value.producer()) is not None and is_op(node, *op_types):
+        value = node.inputs[0]
+    return value
+
+
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether `node` is one of the ONNX operators `op_types` of the default domain."""
     return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types

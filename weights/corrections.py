@@ -11,22 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnx_tailor.quant.quantize import unpack
 from onnx_tailor.weights.jobs import Piece
 from onnx_tailor.weights.view import Window
-
-
-def unpack(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
-    """Return `count` values of `bits` bits for each row of `packed` [rows, bytes], lowest bits first."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    mask = np.uint8((1 << bits) - 1)
-    return ((packed[:, :, None] >> shifts) & mask).reshape(len(packed), -1)[:, :count]
 
 
 def corrections(
     scales: npt.NDArray[np.generic], zero_points: npt.NDArray[np.uint8], bits: int
 ) -> npt.NDArray[np.generic]:
     """Return (2^(bits-1) - zero point) * scale [rows, blocks] in the scales' type."""
-    points = unpack(zero_points, bits, scales.shape[1]).astype(np.float32)
+    points = unpack(zero_points, bits)[:, : scales.shape[1]].astype(np.float32)
     product: npt.NDArray[np.generic] = ((1 << bits - 1) - points) * scales.astype(np.float32)
     return product.astype(scales.dtype)
 

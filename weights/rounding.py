@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.weights.corrections import unpack
+from onnx_tailor.quant.quantize import unpack
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.view import Window
 
@@ -73,10 +73,10 @@ def _tile(weight: Window, quantized: BlockViews, tile: tuple[int, int], half: fl
     scales = quantized.scales.rows(*tile).read().astype(np.float32)
     packed = quantized.codes.rows(*tile).read().view(np.uint8)
     rows, blocks = scales.shape
-    codes = unpack(packed.reshape(rows, -1), bits, packed[0].size * 8 // bits).reshape(rows, blocks, -1)
+    codes = unpack(packed.reshape(rows, -1), bits).reshape(rows, blocks, -1)
     zeros: npt.NDArray[np.float32] = np.full((rows, blocks), 1 << bits - 1, np.float32)
     if quantized.zero_points is not None:
-        zeros = unpack(quantized.zero_points.rows(*tile).read().view(np.uint8), bits, blocks).astype(np.float32)
+        zeros = unpack(quantized.zero_points.rows(*tile).read().view(np.uint8), bits)[:, :blocks].astype(np.float32)
     block = codes.shape[2]
     columns = np.arange(quantized.columns) // block
     codes = codes.reshape(rows, -1)[:, : quantized.columns]
