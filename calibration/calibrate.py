@@ -93,7 +93,7 @@ def calibrate(
                 "hessians": hessians,
                 "inputs": entries,
                 "weights": {each.matrix.name: fingerprint(each.matrix.view) for each in candidates},
-                "skipped": {skip.where: skip.reason for skip in skips},
+                "skipped": {skip.details["activation"]: skip.reason for skip in skips},
             }
         )
         watch.finish()

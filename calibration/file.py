@@ -122,7 +122,7 @@ class Calibration:
     weights: Mapping[str, str]
     """Fingerprints, by the names of the weights."""
     skipped: Mapping[str, str] = field(default_factory=dict)
-    """Why a projection's input could not be watched, by the projection's name."""
+    """Why a projection's input could not be watched, by the name of the activation."""
 
     def token_counts(self) -> npt.NDArray[np.int64]:
         """Return how often each token occurred [V], up to the largest that did."""

@@ -42,7 +42,8 @@ def find_inputs(model: TailorModel, candidates: Sequence[Candidate]) -> tuple[li
         for projection in candidate.projections:
             if projection.node.graph is not model.graph:
                 reason = "its projection stands in a subgraph, whose values ONNX Runtime does not give out"
-                skips.append(Skip(where=projection.name, reason=reason))
+                activation = projection.activation.name or ""
+                skips.append(Skip(where=projection.name, reason=reason, details={"activation": activation}))
                 continue
             readers.setdefault(projection.activation, {})[candidate.matrix.name] = candidate.matrix.shape[1]
     inputs = [

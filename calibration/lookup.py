@@ -25,11 +25,11 @@ def statistics(calibration: Calibration, candidate: Candidate) -> tuple[InputSta
     found = []
     reasons = []
     for projection in candidate.projections:
-        reason = calibration.skipped.get(projection.name)
-        if reason is not None:
-            reasons.append(reason)
+        activation = projection.activation.name or ""
+        entry = calibration.inputs.get(activation)
+        if entry is None and activation in calibration.skipped:
+            reasons.append(calibration.skipped[activation])
             continue
-        entry = calibration.inputs.get(projection.activation.name or "")
         if entry is None:
             raise _another(calibration, f"it has nothing of the input of {projection.name}")
         if entry.columns != columns:
