@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test docs clean
+.PHONY: demo test clients docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -12,7 +12,22 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --ignore=tests/clients
+
+# The libraries that load what `run` writes, each in an environment of its own; docs/clients.md.
+clients: $(READY) .clients/genai/.ready .clients/optimum/.ready tests/clients/node_modules/.ready
+	$(BIN)/python -m pytest tests/clients
+
+.clients/%/.ready: tests/clients/%.txt
+	$(PYTHON) -m venv .clients/$*
+	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# The scripts of the packages are left out: one would fetch CUDA libraries.
+tests/clients/node_modules/.ready: tests/clients/package.json
+	if command -v npm; then \
+		npm install --prefix tests/clients --ignore-scripts --no-package-lock --no-audit --no-fund && touch $@; \
+	else echo "npm is missing: what needs Node.js is skipped"; fi
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
@@ -27,4 +42,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients tests/clients/node_modules demo-out build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

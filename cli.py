@@ -73,6 +73,12 @@ class TargetName(StrEnum):
     portable = "portable"
 
 
+class ClientName(StrEnum):
+    """The libraries whose folders are laid out in their own way."""
+
+    transformers_js = "transformers.js"
+
+
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
@@ -115,6 +121,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run of the same command was interrupted.")
     ] = False,
+    client: Annotated[
+        ClientName | None, typer.Option(help="What will load the folder, where its names and configs must be its own.")
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Divide the weights into files of at most this, as in 2GB.")
     ] = None,
@@ -159,6 +168,7 @@ def run(
             dry_run=dry_run,
             overwrite=overwrite,
             resume=resume,
+            client=client.value if client else None,
             per_model=data_per_model,
             max_shard_size=None if max_shard_size is None else units.parse_size(max_shard_size),
             progress=watch,

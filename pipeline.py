@@ -16,10 +16,10 @@ from onnx_tailor.graph.annotations import forget_named_sizes
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.save import plan_storage
 from onnx_tailor.graph.size import measure
-from onnx_tailor.output.companions import companions
+from onnx_tailor.output.arrangement import Client, arrange
 from onnx_tailor.output.forecast import forecast
+from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import working
 from onnx_tailor.output.write import Check, Job, write_output
 from onnx_tailor.progress import Progress, Silent
@@ -39,6 +39,7 @@ def run(
     dry_run: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    client: Client | None = None,
     per_model: bool = False,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
@@ -49,7 +50,7 @@ def run(
     `out` appears under its name only when it is whole, and when `check`, which is given the files of each model
     before and after, does not raise; what it returns stands in the report. With `resume`, the tasks that an interrupted
     run finished are taken over. The models of a folder share one data file, unless `per_model`; no data file becomes
-    larger than `max_shard_size` bytes.
+    larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them.
 
     Raises:
         UsageError: `out` is in the way, or the recipe does not fit this model.
@@ -68,7 +69,7 @@ def run(
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
                 forget_named_sizes(each)
-        storage = plan_storage(models, per_model=per_model, max_file=max_shard_size)
+        arrangement = arrange(models, model, client=client, per_model=per_model, max_file=max_shard_size)
         report = Report(
             version=__version__,
             recipe=recipe.name,
@@ -78,16 +79,16 @@ def run(
             before=before,
             after=measure(models, 0),
             passes=passes,
-            files=tuple(each.path.name for each in models) + tuple(storage.plan.files),
+            files=(),
             seconds=0.0,
             recipe_text=recipe.text,
             settings=recipe.settings,
         )
-        job = Job(models, storage, companions(model if model.is_dir() else model.parent), report, check)
+        job = Job(models, arrangement, report, check)
         if dry_run or out is None:
             expected = forecast(job)
             after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))
-            report = replace(report, after=after, forecast=expected)
+            report = replace(report, after=after, files=tuple(expected.file_bytes), forecast=expected)
         else:
             with working(out.resolve()) as work:
                 report = write_output(job, work, watch, resume=resume)
@@ -119,7 +120,7 @@ def model_files(model: Path) -> list[Path]:
         said = "links that form a circle" if isinstance(error, RuntimeError) else (error.strerror or str(error))
         raise ModelError(f"{model}: cannot be read ({said})") from error
     if model.is_dir():
-        found = sorted(model.glob("*.onnx"))
+        found = onnx_files(model)
         if not found:
             raise ModelError(f"{model}: the folder holds no .onnx file")
         return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_tailor import verify
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.output.places import home, onnx_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +155,7 @@ def model_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.onnx"))
+    files = onnx_files(path)
     if len(files) != 1:
         raise UsageError(f"{path} holds {len(files)} ONNX files; give the one to compare")
     return files[0]
@@ -173,7 +174,7 @@ def read_tokens(options: TokenOptions, reference: Path) -> Tokens | TokenOptions
         if options.tokenizer is not None:
             raise UsageError("--tokenizer needs --text or --tokens, the tokens to read with it")
         return options
-    beside = (reference if reference.is_dir() else reference.parent) / "tokenizer.json"
+    beside = home(reference) / "tokenizer.json"
     tokenizer = options.tokenizer or beside
     if options.tokens is not None:
         spelling = options.tokenizer or (beside if beside.is_file() else None)

@@ -27,7 +27,13 @@ class TailorModel:
     """Names of the files its weights lie in, relative to the model's folder."""
     files: tuple[DataFile, ...] = ()
     """The files that it was read from: its own, and those of its weights."""
+    file_name: str = ""
+    """Name of the ONNX file that it becomes; its own by default."""
     _names: set[str] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep the file's own name."""
+        self.file_name = self.file_name or self.path.name
 
     @property
     def graph(self) -> ir.Graph:

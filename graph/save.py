@@ -32,24 +32,29 @@ class Storage:
     """For each model, the store of its weights: the name of its first data file."""
 
 
-def plan_storage(models: Sequence[TailorModel], *, per_model: bool = False, max_file: int | None = None) -> Storage:
+def plan_storage(
+    models: Sequence[TailorModel],
+    *,
+    per_model: bool = False,
+    max_file: int | None = None,
+    stores: tuple[str, ...] | None = None,
+) -> Storage:
     """Place every weight that is too large for the ONNX files themselves, equal ones on the same bytes.
 
-    The models of a set share one store, unless `per_model`. No file becomes larger than `max_file` bytes.
+    The models of a set share one store, unless `per_model`; or `stores` names one for each model. No file becomes
+    larger than `max_file` bytes.
 
     Raises:
         ModelError: a weight cannot be read.
         UsageError: one weight alone is larger than `max_file`, or two files would have one name.
     """
-    stores = tuple(_store(model) for model in models)
-    if len(models) > 1 and (not per_model or len(set(stores)) < len(stores)):
-        stores = tuple(f"{model.path.name}.data" if per_model else _common(stores) for model in models)
+    stores = stores or _stores(models, per_model=per_model)
     tensors: dict[str, list[WeightTensor]] = {store: [] for store in stores}
     for model, store in zip(models, stores, strict=True):
         tensors[store] += outside(model)
     share_equal(tensor for each in tensors.values() for tensor in each)
     found = plan(tensors, max_file)
-    taken = {model.path.name for model in models} & set(found.files)
+    taken = {model.file_name for model in models} & set(found.files)
     if taken:
         raise UsageError(f"{min(taken)}: is the name of an ONNX file and of its weights; rename the model")
     return Storage(found, stores)
@@ -68,7 +73,7 @@ def graph_bytes(model: TailorModel, storage: Storage, store: str) -> int:
 
 
 def write_graph(model: TailorModel, storage: Storage, store: str, folder: Path) -> None:
-    """Write the ONNX file into `folder` under the model's own name.
+    """Write the ONNX file into `folder`.
 
     Raises:
         ModelError: the graph is too large for one protobuf.
@@ -79,10 +84,18 @@ def write_graph(model: TailorModel, storage: Storage, store: str, folder: Path) 
         content = proto.SerializeToString(deterministic=True)
     except ValueError as error:
         raise ModelError(f"{model.path}: the graph without its weights is larger than protobuf's 2 GB") from error
-    with (folder / model.path.name).open("wb") as file:
+    with (folder / model.file_name).open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _stores(models: Sequence[TailorModel], *, per_model: bool) -> tuple[str, ...]:
+    """Name the data file of each model."""
+    stores = tuple(_store(model) for model in models)
+    if len(models) > 1 and (not per_model or len(set(stores)) < len(stores)):
+        return tuple(f"{model.file_name}.data" if per_model else _common(stores) for model in models)
+    return stores
 
 
 def _store(model: TailorModel) -> str:
@@ -90,7 +103,7 @@ def _store(model: TailorModel) -> str:
     others = [name for name in model.locations if name != model.path.name]
     if len(others) == 1 and PurePath(others[0]).name == others[0]:
         return others[0]
-    return f"{model.path.name}.data"
+    return f"{model.file_name}.data"
 
 
 def _common(stores: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from onnx_tailor.errors import OutputError
@@ -53,7 +53,8 @@ def check(folder: Path, progress: Progress | None = None) -> Checked:
     for file, state in zip(expected, states, strict=True):
         names[state].append(file.name)
     known = {file.name for file in expected} | {REPORT}
-    unknown = sorted(file.name for file in folder.iterdir() if file.name not in known)
+    there = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+    unknown = sorted(name for name in there if name not in known)
     return Checked(
         folder=str(folder),
         equal=tuple(names["equal"]),
@@ -80,6 +81,7 @@ def _expected(report: Path) -> list[FileDigest]:
         files = [FileDigest(name=str(f["name"]), bytes=int(f["bytes"]), sha256=f["sha256"]) for f in found["outputs"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{report}: cannot be read as a report with the SHA-256 of its files ({error!r})") from error
-    if not all(Path(file.name).name == file.name for file in files):
+    paths = [PureWindowsPath(file.name) for file in files]  # understands both separators and drive letters
+    if any(not path.parts or path.drive or path.root or ".." in path.parts for path in paths):
         raise OutputError(f"{report}: names files outside its folder; it was not written by `run`")
     return files

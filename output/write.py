@@ -17,7 +17,8 @@ from onnx_tailor.errors import ModelError, OutputError, ResumeError
 from onnx_tailor.graph import receipt
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.save import Storage, graph_bytes, write_graph
-from onnx_tailor.output.companions import copy
+from onnx_tailor.output.arrangement import Arrangement
+from onnx_tailor.output.companions import write_all
 from onnx_tailor.output.work import Work
 from onnx_tailor.progress import Progress
 from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
@@ -40,10 +41,14 @@ class Job:
     """What is to be written, and what the report says of it so far."""
 
     models: Sequence[TailorModel]
-    storage: Storage
-    companions: list[Path]
+    arrangement: Arrangement
     report: Report
     check: Check | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Where the weights will lie."""
+        return self.arrangement.storage
 
     @property
     def inputs(self) -> tuple[DataFile, ...]:
@@ -59,14 +64,15 @@ class Job:
     def file_bytes(self) -> dict[str, int]:
         """The bytes of every model and data file."""
         graphs = {
-            model.path.name: graph_bytes(model, self.storage, store)
+            model.file_name: graph_bytes(model, self.storage, store)
             for model, store in zip(self.models, self.storage.stores, strict=True)
         }
-        return {**graphs, **self.storage.plan.files}
+        return {self.arrangement.inside(name): size for name, size in {**graphs, **self.storage.plan.files}.items()}
 
     def disk_bytes(self) -> int:
         """Return the bytes that the output needs while it is written."""
-        return sum(self.file_bytes.values()) + sum(file.stat().st_size for file in self.companions) + _SPARE
+        beside = sum(file.path.stat().st_size for file in self.arrangement.companions)
+        return sum(self.file_bytes.values()) + beside + _SPARE
 
     def about(self) -> dict[str, Any]:
         """Return what a run that resumes this one must have in common with it."""
@@ -79,7 +85,7 @@ class Job:
             "settings": list(self.report.settings),
             "target": self.report.target,
             "inputs": inputs,
-            "output": dict(plan.files),
+            "output": {self.arrangement.inside(name): size for name, size in plan.files.items()},
             "work": journal.fingerprint(work),
         }
 
@@ -93,19 +99,21 @@ def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> R
         OutputError: the disk has too little room.
     """
     notes = _journal(job, work, resume=resume)
+    models = work.folder / job.arrangement.subfolder
+    models.mkdir(exist_ok=True)
     try:
         _require_room(job, work)
         with ThreadPoolExecutor(1) as reader:
             # The inputs are hashed while the weights are computed: both read the same files.
-            files = [file.path for file in job.inputs] + job.companions
+            files = [*(file.path for file in job.inputs), *(file.path for file in job.arrangement.companions)]
             digests: list[Future[FileDigest]] = [reader.submit(_digest, file) for file in files]
             try:
                 progress.start("writing", job.read_bytes)
                 # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job
                 # are computed again for the graph, and must be those that belong to the large ones.
                 with threadpool_limits(1, user_api="blas"):
-                    write(job.storage.plan, work.folder, progress, notes)
-                    names = _write_small(job, work.folder)
+                    write(job.storage.plan, models, progress, notes)
+                    names = _write_small(job, models, work.folder)
             except BaseException:
                 reader.shutdown(cancel_futures=True)
                 raise
@@ -139,7 +147,7 @@ def _journal(job: Job, work: Work, *, resume: bool) -> journal.Journal:
 
 def _require_room(job: Job, work: Work) -> None:
     """Refuse before the first byte what the disk cannot hold; what a resumed run has written already is there."""
-    there = sum(file.stat().st_blocks * 512 for file in work.folder.iterdir() if file.is_file())
+    there = sum(file.stat().st_blocks * 512 for file in work.folder.rglob("*") if file.is_file())
     needed, free = job.disk_bytes() - there, shutil.disk_usage(work.path).free
     if needed > free:
         raise OutputError(
@@ -148,22 +156,21 @@ def _require_room(job: Job, work: Work) -> None:
         )
 
 
-def _write_small(job: Job, folder: Path) -> list[str]:
-    """Write graphs and companions; return the names of all files."""
+def _write_small(job: Job, models: Path, folder: Path) -> list[str]:
+    """Write graphs into the folder `models` and companions into `folder`; return the names of all files."""
     for model, store in zip(job.models, job.storage.stores, strict=True):
         _stamp(model, job.report)
-        write_graph(model, job.storage, store, folder)
-    names = [model.path.name for model in job.models] + list(job.storage.plan.files)
-    return names + copy(job.companions, folder)
+        write_graph(model, job.storage, store, models)
+    return [*job.file_bytes, *write_all(job.arrangement.companions, folder)]
 
 
 def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDigest, ...], progress: Progress) -> Report:
     names = list(names)
     progress.start("checking", sum((folder / name).stat().st_size for name in names))
     with ThreadPoolExecutor(workers()) as pool:
-        outputs = tuple(pool.map(partial(_digest, advance=progress.advance), [folder / name for name in names]))
+        outputs = tuple(pool.map(partial(_digest, above=folder, advance=progress.advance), map(folder.joinpath, names)))
     progress.finish()
-    beside = {file.name for file in job.companions}
+    beside = {file.name for file in job.arrangement.companions}
     report = job.report
     final = replace(
         report,
@@ -175,13 +182,14 @@ def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDiges
     )
     if job.check is None:
         return final
-    pairs = [(model.path, folder / model.path.name) for model in job.models]
+    pairs = [(model.path, folder / job.arrangement.inside(model.file_name)) for model in job.models]
     return replace(final, verified=tuple(job.check(pairs, final)))
 
 
-def _digest(path: Path, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
+def _digest(path: Path, above: Path | None = None, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
+    name = path.relative_to(above or path.parent).as_posix()
     try:
-        return FileDigest(name=path.name, bytes=path.stat().st_size, sha256=sha256(path, advance))
+        return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
 
