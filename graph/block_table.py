@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.plain_table import gather_plain
+from onnx_tailor.graph.scales import read_as
 from onnx_tailor.graph.shapes import joined_shape
 from onnx_tailor.targets import TableForm
 from onnx_tailor.weights.corrections import CorrectionJob
@@ -46,6 +47,8 @@ class BlockTable:
     """K: columns without padding."""
     bits: int
     block_size: int
+    read_as: ir.DataType
+    """The type in which operators read the scales, and so that of products and rows; the stored one, or wider."""
 
     @property
     def blocks(self) -> int:
@@ -69,10 +72,11 @@ def gather(
     model: TailorModel, anchor: ir.Node, table: BlockTable, ids: ir.Value, layout: str, dtype: ir.DataType, name: str
 ) -> ir.Value:
     """Insert before `anchor` the nodes that gather the rows `ids` in `layout`; return [..., K] of type `dtype`."""
-    kind = tensor_of(table.scales).dtype
+    kind = table.read_as
     table = _in_shape(model, table)
     if layout == "plain":
-        result = gather_plain(model, anchor, (table.codes, table.scales, table.zero_points), ids, table.bits, name)
+        operands = (table.codes, table.scales, table.zero_points)
+        result = gather_plain(model, anchor, operands, ids, table.bits, kind, name)
     else:
         result = _gather_blocks(model, anchor, table, ids, layout, name)
     padded = table.blocks * table.block_size
@@ -116,10 +120,10 @@ def _gather_blocks(
 ) -> ir.Value:
     """Insert the GatherBlockQuantized, and the Add of a correction."""
     data, scales, points = _operands(model, anchor, table, layout)
-    inputs: list[ir.Value | None] = [data, ids, scales]
+    kind = table.read_as
+    inputs: list[ir.Value | None] = [data, ids, read_as(model, scales, kind)]
     if points is not None:
         inputs.append(points)
-    kind = tensor_of(table.scales).dtype
     attributes = {"bits": table.bits, "block_size": table.block_size, "gather_axis": 0}
     result = model.insert_before(
         anchor,
@@ -132,9 +136,14 @@ def _gather_blocks(
     )
     if layout != "correction":
         return result
+    stored = _corrections(model, table)
     rows = model.insert_before(
-        anchor, "Gather", [_corrections(model, table), ids], attributes={"axis": 0}, name=f"{name}/correction"
+        anchor, "Gather", [stored, ids], attributes={"axis": 0}, name=f"{name}/correction", dtype=stored.dtype
     )
+    if stored.dtype != kind:
+        rows = model.insert_before(
+            anchor, "Cast", [rows], attributes={"to": int(kind)}, name=f"{name}/correction/cast", dtype=kind
+        )
     return model.insert_before(anchor, "Add", [result, rows], name=f"{name}/corrected", dtype=kind)
 
 

@@ -9,6 +9,7 @@ from onnx_tailor.graph.constants import Matrix, constant_matrix
 from onnx_tailor.graph.model import TailorModel, attribute
 from onnx_tailor.graph.nbits_weight import nbits_nodes, nbits_table
 from onnx_tailor.graph.same_table import same_float_table
+from onnx_tailor.graph.scales import stored_scales
 
 Mended = tuple[BlockTable, str, str]
 """The table, what is wrong, and how its meaning is known."""
@@ -35,7 +36,7 @@ def shape_faults(node: ir.Node, table: BlockTable, reshape: ir.Node | None, *, d
         form = f"{table.bits} bits in blocks of {table.block_size}"
         faults.append(f"its flat data are {dims}, but {form} make {[table.rows, row]}")
     wanted = [table.rows, table.blocks, 1] if deep else [table.rows, table.blocks]
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
+    scales = stored_scales(node.inputs[2]) if len(node.inputs) > 2 else None
     if scales is None or scales.const_value is None:
         faults.append("its scales are missing")
     elif list(scales.const_value.shape.numpy()) != wanted:
@@ -83,8 +84,8 @@ def lost_table(model: TailorModel, node: ir.Node, data: ir.Value | None) -> Mend
     name = data.name if data is not None else "(none)"
     if data is not None and (data.producer() is not None or data.is_graph_input()):
         return f"its data {name} are computed in the graph"
-    scales = node.inputs[2] if len(node.inputs) > 2 else None
-    fitting = [n for n in nbits_nodes(model) if scales is not None and n.inputs[2] is scales]
+    scales = stored_scales(node.inputs[2]) if len(node.inputs) > 2 else None
+    fitting = [n for n in nbits_nodes(model) if scales is not None and stored_scales(n.inputs[2]) is scales]
     tables = [table for n in fitting if not isinstance(table := nbits_table(n), str)]
     if len(tables) != 1:
         return f"its data {name} do not exist, and {len(tables)} heads read its scales"

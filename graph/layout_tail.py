@@ -48,6 +48,7 @@ def layout_tail(value: ir.Value, *, deep: bool, padded: int) -> Tail:
     if deep:
         add = only_user(value)
         gathers = [v.producer() for v in add.inputs if v is not None] if is_op(add, "Add") and add is not None else []
+        gathers = [_behind_cast(g) for g in gathers]
         gather = next((g for g in gathers if g is not None and is_op(g, "Gather")), None)
         if add is not None and gather is not None:
             value, corrections = add.outputs[0], gather.inputs[0]
@@ -60,6 +61,12 @@ def layout_tail(value: ir.Value, *, deep: bool, padded: int) -> Tail:
         if bounds[0] == [0] and bounds[2] == [-1] and bounds[1] is not None and 0 < bounds[1][0] < padded:
             return Tail(cut.outputs[0], bounds[1][0], corrections)
     return Tail(value, padded, corrections)
+
+
+def _behind_cast(node: ir.Node | None) -> ir.Node | None:
+    """Return the node whose output a Cast widens, or `node` itself."""
+    value = node.inputs[0] if node is not None and is_op(node, "Cast") else None
+    return value.producer() if value is not None else node
 
 
 def only_user(value: ir.Value) -> ir.Node | None:

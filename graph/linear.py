@@ -10,6 +10,7 @@ from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.integers import dimensions
 from onnx_tailor.graph.model import MICROSOFT, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.scales import stored_scales
 
 _NBITS_OPERANDS = {1: "weight", 2: "scales", 3: "zero_points", 5: "bias"}
 
@@ -104,10 +105,11 @@ def _quantized(node: ir.Node) -> Linear | str:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             continue
-        root = stored(value)
+        root = stored(stored_scales(value) if kind == "scales" else value)
         if root is None:
             return f"its {kind} are computed"
-        operands.append(Operand(index, kind, root, 0))
+        cast = value.producer() if kind == "scales" and is_op(value.producer(), "Cast") else None
+        operands.append(Operand(index, kind, root, 0, () if cast is None else (cast,)))
     if attribute(node, "weight_prepacked", 0):
         return "its weight lies in the private layout of one kernel (weight_prepacked)"
     return Linear(node, rows, columns, tuple(operands))

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import BlockTable
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.scales import read_type, stored_scales
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
 
@@ -30,7 +31,7 @@ def nbits_table(node: ir.Node) -> BlockTable | str:
     """Return the weight of a MatMulNBits as a table, or the reason why it is none that a Gather can read."""
     rows, columns = attribute(node, "N", 0), attribute(node, "K", 0)
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 0)
-    codes, scales = node.inputs[1], node.inputs[2]
+    codes, scales = node.inputs[1], stored_scales(node.inputs[2])
     points = node.inputs[3] if len(node.inputs) > 3 else None
     if codes is None or scales is None or bits not in {2, 4, 8} or block < 16:
         return f"it has {bits} bits in blocks of {block}"
@@ -50,7 +51,8 @@ def nbits_table(node: ir.Node) -> BlockTable | str:
             return f"its {what} are no stored {dtype} weight"
         if tensor.size != _size(shape) or (what == "weight" and tensor.dims != shape):
             return f"its {what} {list(tensor.dims)} are not {list(shape)}"
-    return BlockTable(codes.name or "table", codes, scales, points, rows, columns, bits, block)
+    read_as = read_type(node.inputs[2]) or ir.DataType.FLOAT  # type: ignore[arg-type]  # refused above
+    return BlockTable(codes.name or "table", codes, scales, points, rows, columns, bits, block, read_as)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import TailorModel, is_op
+from onnx_tailor.graph.scales import read_type
 from onnx_tailor.graph.shapes import joined_shape
 
 _INTEGER = ir.DataType.INT32
@@ -29,6 +30,8 @@ class PlainRows:
     """[V, blocks]"""
     zero_points: ir.Value | None
     """uint8 [V, ceil(blocks*bits/8)]"""
+    kind: ir.DataType
+    """The type of the rows, the scales' own or a wider one."""
     ids: ir.Value
     bits: int
     output: ir.Value
@@ -81,17 +84,19 @@ def gather_plain(
     operands: tuple[ir.Value, ir.Value, ir.Value | None],
     ids: ir.Value,
     bits: int,
+    kind: ir.DataType,
     name: str,
 ) -> ir.Value:
     """Insert the nodes that gather and dequantize the rows `ids`.
 
     `operands` are the codes uint8 [V, blocks, blob], the scales [V, blocks] and the packed zero points, or None for
-    2^(bits-1). Returns the values [..., blocks, blob, 8/bits] (in 8 bits [..., blocks, blob]) in the scales' type.
+    2^(bits-1). Returns the values [..., blocks, blob, 8/bits] (in 8 bits [..., blocks, blob]) in the type `kind`, the
+    scales' own or a wider one.
     """
     codes, scales, points = operands
     write = _Writer(model, anchor, name)
-    kind = scales.dtype
-    assert kind is not None
+    stored = scales.dtype
+    assert stored is not None
     # No CPU kernel multiplies in bfloat16, and float32 holds the product of the two exactly.
     inner = ir.DataType.FLOAT if kind == ir.DataType.BFLOAT16 else kind
     inside = 1 if bits == 8 else 2
@@ -104,8 +109,8 @@ def gather_plain(
         zero = write.node("Unsqueeze", [zero, write.axes(inside)], "zero/deep", _INTEGER)
     value = write.node("Sub", [value, zero], "centred", _INTEGER)
     value = write.cast(value, "float", inner)
-    scale = write.node("Gather", [scales, ids], "scales", kind, axis=0)
-    if inner != kind:
+    scale = write.node("Gather", [scales, ids], "scales", stored, axis=0)
+    if inner != stored:
         scale = write.cast(scale, "scales/wide", inner)
     scale = write.node("Unsqueeze", [scale, write.axes(inside)], "scales/deep", inner)
     value = write.node("Mul", [value, scale], "", inner)
@@ -155,7 +160,9 @@ def read_plain(node: ir.Node) -> PlainRows | None:
     if len(uses) == 1 and is_op(uses[0].node, "Cast"):  # bfloat16 alone is rounded at the end
         output = uses[0].node.outputs[0]
     operands = [g.inputs[0] for g in gathered]
-    return PlainRows(operands[0], operands[1], operands[2] if len(operands) > 2 else None, ids, bits, output)  # type: ignore[arg-type]  # None has been refused above
+    points_read = operands[2] if len(operands) > 2 else None
+    kind = read_type(output) if output is not node.outputs[0] else read_type(node.inputs[0])  # type: ignore[arg-type]
+    return PlainRows(operands[0], operands[1], points_read, kind, ids, bits, output)  # type: ignore[arg-type]  # None has been refused above
 
 
 def _digits(value: ir.Value | None) -> tuple[ir.Node, int] | None:

@@ -12,6 +12,7 @@ from onnx_tailor.graph.layout_tail import Tail, layout_tail
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.nbits_weight import blob_of, nbits_table, readers_of
 from onnx_tailor.graph.plain_table import PlainRows, read_plain
+from onnx_tailor.graph.scales import read_type, stored_scales
 from onnx_tailor.weights.tensors import WeightTensor
 
 
@@ -61,7 +62,9 @@ def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
     block = blob * 8 // plain.bits
     tail = layout_tail(plain.output, deep=True, padded=blocks * block)
     name = plain.codes.name or "table"
-    table = BlockTable(name, plain.codes, plain.scales, plain.zero_points, rows, tail.columns, plain.bits, block)
+    table = BlockTable(
+        name, plain.codes, plain.scales, plain.zero_points, rows, tail.columns, plain.bits, block, plain.kind
+    )
     return FoundTable(node, table, plain.ids, "plain", tail.output)
 
 
@@ -113,13 +116,14 @@ def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | N
 def _own_table(node: ir.Node, data: ir.Value, codes: WeightTensor) -> BlockTable | str:
     """Read the node by its own attributes and shapes."""
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
-    scales, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    read, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    scales = stored_scales(read)
     if attribute(node, "gather_axis", 0) != 0:
         return "it gathers along another axis than the first"
     if bits not in {2, 4, 8} or block < 16:
         return f"it has {bits} bits in blocks of {block}"
     scale = WeightTensor.of_value(scales) if scales is not None else None
-    if scales is None or scale is None:
+    if read is None or scales is None or scale is None:
         return "its scales are no stored weight"
     rows, blob = codes.dims[0], block * bits // 8
     blocks = codes.nbytes // blob // rows
@@ -134,12 +138,13 @@ def _own_table(node: ir.Node, data: ir.Value, codes: WeightTensor) -> BlockTable
         return f"its zero points {list(point.dims)} are not packed along rows of {blocks} blocks in {bits} bits"
     name = (data.name or "table").removesuffix("_2d")
     padded = blocks * block
-    return BlockTable(name, data, scales, points, rows, padded, bits, block)
+    return BlockTable(name, data, scales, points, rows, padded, bits, block, read_type(read) or scale.dtype)
 
 
 def _through_the_head(model: TailorModel, node: ir.Node, data: ir.Value, own: BlockTable | str) -> BlockTable | str:
     """Believe the MatMulNBits on the same codes about their form; it has every attribute and exact shapes."""
     scales, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
+    scales = stored_scales(scales)
     for head in readers_of(model, data):
         table = nbits_table(head)
         if isinstance(table, str):

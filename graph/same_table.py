@@ -51,7 +51,10 @@ def same_float_table(model: TailorModel, weight: Window) -> SameTable | None:
 
 def same_block_table(first: BlockTable, second: BlockTable) -> bool:
     """Whether two quantized tables of separate bytes hold equal codes, scales and zero points."""
-    forms = [(t.rows, t.columns, t.bits, t.block_size, t.zero_points is None, t.scales.dtype) for t in (first, second)]
+    forms = [
+        (t.rows, t.columns, t.bits, t.block_size, t.zero_points is None, t.scales.dtype, t.read_as)
+        for t in (first, second)
+    ]
     views = (block_views(first), block_views(second))
     if forms[0] != forms[1] or views[0] is None or views[1] is None:
         return False

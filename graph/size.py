@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.scales import stored_scales
 from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
@@ -61,7 +62,8 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
             counts |= _expert_operands(node)
             continue
         codes = 1 if node.op_type == "MatMulNBits" else 0
-        for index, value in enumerate(node.inputs):
+        for index, read in enumerate(node.inputs):
+            value = stored_scales(read) if index == 2 else read
             if value is None or not value.is_initializer() or value.const_value is None:
                 continue
             if index == codes:

@@ -15,6 +15,7 @@ from onnx_tailor.graph.landmarks import Landmark, find_landmarks, products
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.scales import stored_scales
 from onnx_tailor.graph.tables import find_tables
 from onnx_tailor.quant.quantize import unpack
 
@@ -113,7 +114,8 @@ def _forms(model: TailorModel) -> Iterable[tuple[ir.Node, Matrix | Blocks]]:
             yield node, matched.weight
         elif node.domain == MICROSOFT:
             shape = attribute(node, "N", 0), attribute(node, "K", 0)
-            operands = tuple(value for value in node.inputs[1:4] if value is not None)
+            read = (node.inputs[1], stored_scales(node.inputs[2]), *node.inputs[3:4])
+            operands = tuple(value for value in read if value is not None)
             yield node, Blocks(operands, attribute(node, "bits", 4), attribute(node, "block_size", 32), shape)
     for table in find_tables(model):
         yield table.node, table.matrix

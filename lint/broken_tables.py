@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from onnx_tailor.graph.model import attribute
 from onnx_tailor.graph.read_block_table import FoundTable, Unread
+from onnx_tailor.graph.scales import stored_scales
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
 
@@ -34,7 +35,8 @@ def is_ragged(found: Unread) -> bool:
     node = found.node
     if len(node.inputs) < 3 or node.inputs[0] is None or node.inputs[2] is None:
         return False
-    data, scales = node.inputs[0].const_value, node.inputs[2].const_value
+    stored = stored_scales(node.inputs[2])
+    data, scales = node.inputs[0].const_value, stored.const_value if stored is not None else None
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
     if data is None or scales is None or bits not in {2, 4, 8} or len(data.shape) != 2 or str(data.dtype) != "UINT8":
         return False

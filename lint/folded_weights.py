@@ -30,6 +30,7 @@ def second_copies(subject: Subject) -> Iterator[Finding]:
             if is_op(node, "Reshape", "Transpose", "Cast")
             and _is_first(node, blob)
             and not (subject.target.repacks and _feeds_products(node))
+            and not _widens_scales(node)
         ]
         if not folded or len(nodes) == 1 or blob.nbytes < _SMALL:
             continue
@@ -45,6 +46,12 @@ def _feeds_products(node: ir.Node) -> bool:
     """Whether only products by the folded weight read it, which a CPU repacks and then lets go of."""
     uses = list(node.outputs[0].uses())
     return bool(uses) and all(is_op(use.node, "MatMul", "Gemm") and use.idx == 1 for use in uses)
+
+
+def _widens_scales(node: ir.Node) -> bool:
+    """Whether these are scales that were stored in a narrower type on purpose; see `graph.scales`."""
+    uses = list(node.outputs[0].uses())
+    return is_op(node, "Cast") and bool(uses) and all(use.node.domain == MICROSOFT and use.idx == 2 for use in uses)
 
 
 def _is_first(node: ir.Node, blob: Blob) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, attribute
+from onnx_tailor.graph.scales import read_type
 from onnx_tailor.lint.finding import Finding, Subject
 from onnx_tailor.targets import Kernel
 
@@ -63,7 +64,7 @@ def _objection(node: ir.Node, kernel: Kernel) -> str | None:
     bits, scales = attribute(node, "bits", 4), node.inputs[2] if len(node.inputs) > 2 else None
     if bits not in kernel.since:
         return f"with {bits} bits has no kernel, only with {' and '.join(str(n) for n in kernel.bits)}"
-    dtype = scales.dtype if scales is not None else None
+    dtype = read_type(scales) if scales is not None else None
     names = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
     if dtype in FLOATS and names[dtype] not in kernel.dtypes:
         return f"in {names[dtype]} has no kernel, only in {' and '.join(kernel.dtypes)}"

@@ -17,6 +17,7 @@ from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.products import chosen_of_stack
 from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.scales import read_as
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
@@ -64,6 +65,10 @@ class Quantize(Pass):
     """Weights along the input dimension that share a scale: a power of two from 16 to 256."""
     symmetric: bool = False
     """Without zero points: a little smaller, a little less exact, right in more kernels."""
+    scales: Literal["model", "float16"] = "model"
+    """The type in which scales are stored: that of the weights, or float16 behind a Cast also where these are float32,
+    half a bit less for each weight in blocks of 32. The search knows the scale as stored; ONNX Runtime widens it at
+    load."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """MatMulNBits' attribute: 4 lets the CPU multiply in 8-bit integers, which is much faster; none leaves it out."""
     embeddings: bool = False
@@ -183,11 +188,12 @@ class Quantize(Pass):
         return job
 
     def _format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
+        narrow = self.scales == "float16" and dtype == ir.DataType.FLOAT
         return BlockFormat(
             bits=bits,  # type: ignore[arg-type]  # the words leave a weight as it is, or are gone since `prepare`
             block_size=rule.block_size or self.block_size,
             symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
-            scale_dtype=_SCALE_TYPES[dtype],
+            scale_dtype="float16" if narrow else _SCALE_TYPES[dtype],
         )
 
     def _mixture(self, model: TailorModel, target: Target, mixture: Mixture, rule: NodeRule | None) -> Change | Skip:
@@ -201,7 +207,7 @@ class Quantize(Pass):
             return Skip(where=mixture.name, reason="its experts are neither float32 nor float16")
         method = rule.method or self.method
         instead = "nothing is known of what the operator multiplies inside" if method in DATA_METHODS else ""
-        fmt = self._format(rule, bits, weight.dtype)
+        fmt = replace(self, scales="model")._format(rule, bits, weight.dtype)
         found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
         return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
 
@@ -284,6 +290,7 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
     fmt, (rows, columns), name = job.format, job.view.shape, candidate.matrix.name
     blocks = fmt.blocks(columns)
     scale_type = next(key for key, value in _SCALE_TYPES.items() if value == fmt.scale_dtype)
+    read_type = widest(candidate)
     codes = WeightTensor(Blob(job, "codes"), ir.DataType.UINT8, (rows, blocks, fmt.blob_bytes))
     scales = WeightTensor(Blob(job, "scales"), scale_type, (rows, blocks))
     points = None
@@ -300,13 +307,13 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
         columns,
         fmt.bits,
         fmt.block_size,
+        read_type,
     )
 
 
 def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accuracy_level: int | None) -> None:
     node, dtype, name = projection.node, projection.weight.dtype, projection.name
-    kind = table.scales.dtype
-    assert kind is not None
+    kind = table.read_as
     model.retire(node)
     attributes: dict[str, int | float | str | list[int]] = {
         "K": table.columns,
@@ -321,7 +328,12 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         activation = model.insert_before(
             node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{name}/widen", dtype=kind
         )
-    inputs: list[ir.Value | None] = [activation, table.codes, table.scales, table.zero_points]
+    inputs: list[ir.Value | None] = [
+        activation,
+        table.codes,
+        read_as(model, table.scales, kind),
+        table.zero_points,
+    ]
     if projection.bias is not None:
         bias = projection.bias
         if kind != dtype:
@@ -364,7 +376,8 @@ def _what(job: QuantizeJob) -> str:
     fmt = job.format
     kind = "symmetric" if fmt.symmetric else "asymmetric"
     method = f"{job.label} ({job.remark})" if job.remark else job.label
-    return f"{fmt.bits} bits, block {fmt.block_size}, {kind}, {method}"
+    narrow = ", float16 scales" if job.view.dtype == ir.DataType.FLOAT and fmt.scale_dtype == "float16" else ""
+    return f"{fmt.bits} bits, block {fmt.block_size}, {kind}{narrow}, {method}"
 
 
 def _stored_bytes(job: QuantizeJob) -> int:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import onnx_ir as ir
-
 from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
@@ -73,7 +71,7 @@ class ReshapeDim(Pass):
 
 def rewrite(model: TailorModel, found: FoundTable, layout: str, table: BlockTable | None = None) -> None:
     """Write the table's Gather anew in `layout`, or that of another `table` of equal values."""
-    dtype = found.output.dtype or found.table.scales.dtype or ir.DataType.FLOAT
+    dtype = found.output.dtype or found.table.read_as
     name = model.retire(found.node) or "gather"
     rows = gather(model, found.node, table or found.table, found.ids, layout, dtype, name)
     model.replace(found.output, rows)
