@@ -81,7 +81,7 @@ def gather(
         result = _gather_blocks(model, anchor, table, ids, layout, name)
     padded = table.blocks * table.block_size
     if layout in _DEEP:
-        shape = joined_shape(model, anchor, ids, padded, name)
+        shape = joined_shape(model, anchor, ids, (padded,), name)
         result = model.insert_before(anchor, "Reshape", [result, shape], name=f"{name}/join", dtype=kind)
     if padded != table.columns:
         bounds = [model.int64s([n], f"{name}/{what}") for what, n in (("from", 0), ("to", table.columns), ("axis", -1))]

@@ -12,6 +12,7 @@ from onnx_tailor.graph.heads import head_nodes
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.projections import Projection, find_projections
 from onnx_tailor.graph.roles import Place, find_places, paths
+from onnx_tailor.graph.stacks import Stack, find_stacks
 from onnx_tailor.graph.tables import Table, find_tables
 from onnx_tailor.weights.view import Window
 
@@ -24,11 +25,25 @@ class Candidate:
     projections: tuple[Projection, ...]
     tables: tuple[Table, ...]
     place: Place
+    stacks: tuple[Stack, ...] = ()
+    """Readers that choose among the rows, each a matrix [N, K] of its own."""
 
     @property
     def name(self) -> str:
         """The name that a person would call it by: the first reader's."""
-        return self.projections[0].name if self.projections else self.tables[0].node.name or self.matrix.name
+        return next((node.name for node in self.readers if node.name), self.matrix.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, K], or [experts, N, K] of a stack."""
+        rows, columns = self.matrix.shape
+        return (rows, *self.stacks[0].tail) if self.stacks else (rows, columns)
+
+    @property
+    def readers(self) -> tuple[ir.Node, ...]:
+        """The nodes that multiply by it or gather from it; for a choice of matrices, what multiplies by those."""
+        gathers = (*(table.node for table in self.tables), *(stack.product for stack in self.stacks))
+        return (*(projection.node for projection in self.projections), *gathers)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -39,15 +54,15 @@ class Candidate:
     @property
     def names(self) -> tuple[str, ...]:
         """The names that a glob pattern can match: nodes, weight, and the modules of a torch.onnx export."""
-        nodes = [p.node for p in self.projections] + [t.node for t in self.tables]
-        found = [name for node in nodes for name in paths(node, self.matrix.name).values() if name]
+        found = [name for node in self.readers for name in paths(node, self.matrix.name).values() if name]
         return tuple(dict.fromkeys(found))
 
 
 def find_candidates(model: TailorModel) -> list[Candidate]:
-    """Return every float weight that a projection or a token Gather reads, one entry for each range of bytes."""
+    """Return every float weight that a projection, a token Gather or a router's choice reads, each byte range once."""
     projections: dict[Window, list[Projection]] = {}
     tables: dict[Window, list[Table]] = {}
+    stacks: dict[Window, list[Stack]] = {}
     matrices: dict[Window, Matrix] = {}
     for projection in find_projections(model):
         projections.setdefault(projection.weight.view, []).append(projection)
@@ -55,12 +70,17 @@ def find_candidates(model: TailorModel) -> list[Candidate]:
     for table in find_tables(model):
         tables.setdefault(table.matrix.view, []).append(table)
         matrices.setdefault(table.matrix.view, table.matrix)
+    for stack in find_stacks(model):
+        stacks.setdefault(stack.matrix.view, []).append(stack)
+        matrices.setdefault(stack.matrix.view, stack.matrix)
     places = find_places(model, head_nodes(model))
     found = []
     for view, matrix in matrices.items():
-        readers, gathers = projections.get(view, []), tables.get(view, [])
-        where = _place(readers, gathers, places)
-        found.append(Candidate(matrix, tuple(readers), tuple(gathers), where))
+        readers, gathers, choices = projections.get(view, []), tables.get(view, []), stacks.get(view, [])
+        where = _place([p.node for p in readers], gathers, places)
+        if choices:
+            where = expert_place(places.get(choices[0].product))
+        found.append(Candidate(matrix, tuple(readers), tuple(gathers), where, tuple(choices)))
     return found
 
 
@@ -69,8 +89,15 @@ def layer_count(candidates: Sequence[Candidate]) -> int:
     return 1 + max((c.place.layer for c in candidates if c.place.layer is not None), default=-1)
 
 
-def _place(readers: list[Projection], gathers: list[Table], places: dict[ir.Node, Place]) -> Place:
+def expert_place(where: Place | None) -> Place:
+    """Return the place of what a router chooses from, given that of what multiplies by it."""
+    known_by = "" if where is None or where.recognised_by == "nothing" else where.recognised_by
+    told_by = ["structure", *(each for each in known_by.split(", ") if each not in {"", "structure"})]
+    return Place(None if where is None else where.layer, "expert", ", ".join(told_by))
+
+
+def _place(readers: list[ir.Node], gathers: list[Table], places: dict[ir.Node, Place]) -> Place:
     if not readers:
         return Place(None, "embedding", "structure") if gathers else Place(None, None, "nothing")
-    found = [places[reader.node] for reader in readers]
+    found = [places[reader] for reader in readers]
     return next((place for place in found if place.role == "lm_head"), found[0])

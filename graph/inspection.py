@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import onnx_ir as ir
 
 from onnx_tailor.graph import receipt
-from onnx_tailor.graph.candidates import Candidate, find_candidates
+from onnx_tailor.graph.candidates import Candidate, expert_place, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
 from onnx_tailor.graph.model import TailorModel, attribute
@@ -18,6 +18,7 @@ from onnx_tailor.graph.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.roles import Place, find_places, place
 from onnx_tailor.graph.size import measure
+from onnx_tailor.graph.stacks import chosen_for, is_routed
 from onnx_tailor.graph.tables import find_tables
 from onnx_tailor.report import Size
 from onnx_tailor.weights.compare import compare
@@ -52,12 +53,15 @@ class Inspection:
 
 def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     """Describe a model. Only the proof of the tie reads weights."""
+    block_tables = find_block_tables(model)
     tables = [{"node": t.node.name, **_weight(t.matrix), "bits": _bits(t.matrix)} for t in find_tables(model)] + [
-        _quantized_table(found) for found in find_block_tables(model)
+        _quantized_table(found) for found in block_tables if not _is_stack(found)
     ]
     places = find_places(model, head_nodes(model))
     heads = [_head(head) for head in find_heads(model)]
-    projections = [_projection(candidate) for candidate in find_candidates(model) if candidate.projections]
+    candidates = find_candidates(model)
+    projections = [_projection(candidate) for candidate in candidates if candidate.projections or candidate.stacks]
+    projections += [_quantized_stack(found) for found in block_tables if _is_stack(found)]
     projections += [_quantized_projection(n, places[n]) for n in model.nodes() if n.op_type == "MatMulNBits"]
     projections += [_qdq_projection(weight) for weight in find_qdq_weights(model)]
     return FileInspection(
@@ -117,6 +121,7 @@ def _projection(candidate: Candidate) -> dict[str, Any]:
     return {
         "node": candidate.name,
         **_weight(candidate.matrix),
+        "shape": list(candidate.shape),
         "bits": _bits(candidate.matrix),
         "layer": where.layer,
         "role": where.role,
@@ -169,6 +174,18 @@ def _qdq_projection(found: QdqWeight) -> dict[str, Any]:
         "role": where.role,
         "recognised_by": where.recognised_by,
     }
+
+
+def _is_stack(found: FoundTable | Unread) -> TypeGuard[FoundTable]:
+    """Whether rows of it are what a router chooses: the matrices of experts."""
+    return isinstance(found, FoundTable) and is_routed(found.ids)
+
+
+def _quantized_stack(found: FoundTable) -> dict[str, Any]:
+    product = chosen_for(found.output)
+    where = expert_place(place(product or found.node, found.table.codes.name or ""))
+    own = {"layer": where.layer, "role": where.role, "recognised_by": where.recognised_by}
+    return {**_quantized_table(found), "node": (product or found.node).name, **own}
 
 
 def _quantized_table(found: FoundTable | Unread) -> dict[str, Any]:

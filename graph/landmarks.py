@@ -14,6 +14,7 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel, is_op
 from onnx_tailor.graph.projections import find_projections
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.graph.roles import Place, find_places
+from onnx_tailor.graph.stacks import is_routed
 from onnx_tailor.graph.tables import find_tables
 
 __all__ = ["Landmark", "find_landmarks", "products"]
@@ -77,7 +78,7 @@ def _embeddings(model: TailorModel) -> Iterable[Landmark]:
     for table in find_tables(model):
         yield Landmark(None, "embedding", 0, table.node.outputs[0], table.node)
     for found in find_block_tables(model):
-        if isinstance(found, FoundTable):
+        if isinstance(found, FoundTable) and not is_routed(found.ids):
             yield Landmark(None, "embedding", 0, found.output, found.node)
 
 

@@ -124,7 +124,7 @@ def _zero_points(write: _Writer, points: ir.Value, ids: ir.Value, blocks: int, b
     if bits == 8:
         return value
     padded = _columns(points) * (8 // bits)
-    shape = joined_shape(write.model, write.anchor, ids, padded, f"{write.name}/points")
+    shape = joined_shape(write.model, write.anchor, ids, (padded,), f"{write.name}/points")
     value = write.node("Reshape", [value, shape], "points/join", _INTEGER)
     if padded == blocks:
         return value

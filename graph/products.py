@@ -14,9 +14,8 @@ import onnx_ir as ir
 from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.model import MICROSOFT, attribute, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.stacks import chosen_stack
 
-_CHOOSE = ("Gather", "GatherND")
-_RESHAPE = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _MULTIPLY = ("MatMul", "Gemm", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "Einsum", "DynamicQuantizeMatMul")
 
 
@@ -56,9 +55,9 @@ def _product(node: ir.Node, known: dict[ir.Value, str | None]) -> Product | None
     if node.op_type not in _MULTIPLY or len(node.inputs) < 2:
         return None
     for index in (1, 0):
-        stack, value = _chosen_of_stack(node.inputs[index]), node.inputs[1 - index]
-        if stack is not None and value is not None and is_op(node, "MatMul"):
-            return Product(node, value, stack.name or "", None)
+        chosen, value = chosen_stack(node.inputs[index]), node.inputs[1 - index]
+        if chosen is not None and value is not None and is_op(node, "MatMul"):
+            return Product(node, value, chosen[1].name or "", None)
     first, second = node.inputs[0], node.inputs[3 if node.op_type == "QLinearMatMul" else 1]
     weight_name = _stored(second, known)
     if weight_name is None or first is None or second is None or _stored(first, known) is not None:
@@ -85,26 +84,3 @@ def _stored(value: ir.Value | None, known: dict[ir.Value, str | None]) -> str | 
             names = [_stored(each, known) for each in producer.inputs if each is not None]
             known[value] = None if None in names else names[0]
     return known[value]
-
-
-def chosen_of_stack(node: ir.Node) -> ir.Value | None:
-    """Return the stored weights [E, ...] of which a MatMul reads those that indices choose as the model runs.
-
-    So torch.onnx writes a mixture of experts.
-    """
-    found = (_chosen_of_stack(value) for value in node.inputs[:2] if is_op(node, "MatMul"))
-    return next((stack for stack in found if stack is not None), None)
-
-
-def _chosen_of_stack(value: ir.Value | None) -> ir.Value | None:
-    gathered = False
-    while value is not None:
-        producer = value.producer()
-        if producer is None:
-            tensor = value.const_value
-            return value if gathered and tensor is not None and len(tensor.shape) > 2 else None
-        if not is_op(producer, *_CHOOSE, *_RESHAPE):
-            return None
-        gathered |= is_op(producer, *_CHOOSE)
-        value = producer.inputs[0]
-    return None

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.plain_table import read_plain
 from onnx_tailor.graph.scales import stored_scales
 from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
@@ -56,6 +57,11 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     """Return how many weights each operand of a quantized operator stands for: none for scales and zero points."""
     counts: dict[ir.Value, int] = {}
     for node in model.nodes():
+        plain = read_plain(node)
+        if plain is not None:
+            counts.setdefault(plain.scales, 0)
+            if plain.codes.const_value is not None:
+                counts.setdefault(plain.codes, plain.codes.const_value.nbytes * 8 // plain.bits)
         if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
             continue
         if node.op_type == "QMoE":

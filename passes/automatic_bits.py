@@ -47,7 +47,10 @@ def with_explicit_bits(options: Quantize, model: TailorModel, progress: Progress
     weights = [_weighed(options, each, rules.get(each) or NodeRule(), data) for each in free]
     size = measure([model], 0)
     others = size.weight_bytes - sum(each.matrix.view.nbytes for each in free)
-    others -= sum(each.matrix.view.nbytes - _stored(options, each, rules[each]) for each in fixed)
+    # What a stack of experts costs cannot be measured one by one, so it gets the bits of a plain recipe.
+    plain = {each: NodeRule(bits=4) for each in candidates if each.stacks} | rules
+    fixed += [each for each in candidates if each.stacks and each not in fixed]
+    others -= sum(each.matrix.view.nbytes - _stored(options, each, plain[each]) for each in fixed)
     budget = parse_budget(options.budget, size.parameters) - others
 
     # Codes that gptq would choose take long to find; the weights stand in the same order without.

@@ -23,7 +23,7 @@ def explain(candidate: Candidate, nodes: Mapping[str, Setting | NodeRule], other
     view, where = candidate.matrix.view, candidate.place
     return {
         "weight": candidate.matrix.name,
-        "shape": list(view.shape),
+        "shape": list(candidate.shape),
         "dtype": str(view.dtype).lower(),
         "bytes": view.nbytes,
         "role": where.role,

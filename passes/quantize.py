@@ -12,12 +12,13 @@ import onnx_ir as ir
 from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
-from onnx_tailor.graph.constants import is_constant
+from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
-from onnx_tailor.graph.model import MICROSOFT, TailorModel
-from onnx_tailor.graph.products import chosen_of_stack
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.scales import read_as
+from onnx_tailor.graph.stacks import Stack, as_matrices, chosen_stack, find_stacks, stack_rows
+from onnx_tailor.graph.tables import Table
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
@@ -163,12 +164,18 @@ class Quantize(Pass):
                 reason="a router decides which experts run, so it is left in float; "
                 "`nodes: {'role:router': 8}` quantizes it",
             )
-        if not candidate.projections and rule.bits is None and not self.embeddings:
+        fmt = self._format(rule, bits, widest(candidate))
+        uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
+        if uneven:
+            return Skip(
+                where=candidate.name,
+                reason=f"a stack of matrices whose rows of {uneven[0]} are no whole blocks of {fmt.block_size}",
+            )
+        if not (candidate.projections or candidate.stacks) and rule.bits is None and not self.embeddings:
             return Skip(
                 where=candidate.name,
                 reason="a token table that no head shares; `embeddings: true` or an entry of `nodes` quantizes it",
             )
-        fmt = self._format(rule, bits, widest(candidate))
         method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
         if method in DATA_METHODS and data is not None:
@@ -244,14 +251,16 @@ def rewrite(
         current = match_projection(projection.node)  # what it reads may have been rewritten since it was found
         assert isinstance(current, Projection)
         _matmul(model, current, table, accuracy_level)
-    layout = target.layout(table.form) if candidate.tables else None
-    for reader in candidate.tables:
+    gathers: tuple[Table | Stack, ...] = (*candidate.tables, *candidate.stacks)
+    layout = target.layout(table.form) if gathers else None
+    for reader in gathers:
         assert layout is not None
-        ids = reader.node.inputs[1]
+        ids = stack_rows(model, reader) if isinstance(reader, Stack) else reader.node.inputs[1]
         assert ids is not None
         gathered = model.retire(reader.node) or f"{candidate.matrix.name}/gather"
         rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, gathered)
-        model.replace(reader.node.outputs[0], rows)
+        result = as_matrices(model, reader, rows, ids) if isinstance(reader, Stack) else rows
+        model.replace(reader.node.outputs[0], result)
     fmt, where = job.format, candidate.place
     return Change(
         where=name,
@@ -260,7 +269,7 @@ def rewrite(
         bytes_after=_stored_bytes(job),
         details={
             "weight": candidate.matrix.name,
-            "shape": list(job.view.shape),
+            "shape": list(candidate.shape),
             "bits": fmt.bits,
             "block_size": fmt.block_size,
             "symmetric": fmt.symmetric,
@@ -268,7 +277,7 @@ def rewrite(
             "role": where.role,
             "layer": where.layer,
             "layout": layout,
-            "readers": len(candidate.projections) + len(candidate.tables),
+            "readers": len(candidate.readers),
         },
     )
 
@@ -282,7 +291,8 @@ def _objection(target: Target, bits: int) -> str:
 
 def widest(candidate: Candidate) -> ir.DataType:
     """Return the widest type in which a reader takes the weight: that of the scales, so that both read the same."""
-    read_as = [p.weight.dtype for p in candidate.projections] + [t.matrix.dtype for t in candidate.tables]
+    gathers: tuple[Table | Stack, ...] = (*candidate.tables, *candidate.stacks)
+    read_as = [p.weight.dtype for p in candidate.projections] + [each.matrix.dtype for each in gathers]
     return max(read_as, key=lambda dtype: dtype.itemsize)
 
 
@@ -361,11 +371,12 @@ def _unusable(model: TailorModel) -> Iterator[Skip]:
     quantized = sum(node.op_type == "MatMulNBits" for node in model.nodes())
     if quantized:
         yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
+    known = {stack.product for stack in find_stacks(model)}
     for node in list(model.nodes()):
         found = match_projection(node)
-        stack = chosen_of_stack(node)
-        if stack is not None:
-            reason = f"the router chooses its weights from the stack {stack.name}; MatMulNBits takes one matrix"
+        chosen = next(filter(None, map(chosen_stack, node.inputs[:2])), None) if is_op(node, "MatMul") else None
+        if chosen is not None and node not in known and chosen[1].dtype in FLOATS:
+            reason = f"{chosen[0].name} chooses its weights from {chosen[1].name} in a way that no rule knows"
             yield Skip(where=node.name or node.op_type, reason=reason)
         elif isinstance(found, str) and is_constant(node.inputs[1]):
             yield Skip(where=node.name or node.op_type, reason=found)

@@ -22,6 +22,13 @@ HERE = Path(__file__).resolve().parent
 DECODERS = ("llama", "llama-untied", "qwen3", "phi3", "phi4", "gpt2", "gemma3", "qwen3-moe", "lfm2")
 SEQ2SEQ = ("t5", "bart", "whisper")
 MASKED = ("bert", "modernbert")
+# Exported in float32 alone: each differs from a family above in one way that matters here.
+MORE_DECODERS = (
+    *("qwen2", "mistral", "gemma2", "granite", "cohere", "olmo2", "smollm3", "stablelm", "starcoder2", "phi"),
+    *("gpt-neox", "gptj", "opt", "bloom", "falcon", "mixtral", "olmoe", "gpt-oss", "deepseek-v3"),
+)
+MORE_SEQ2SEQ = ("marian", "m2m100", "mt5")
+MORE_MASKED = ("roberta", "distilbert", "electra", "albert")
 EXPORTERS = (("dynamo", "torch"), ("torchscript", "torch"), ("optimum-past", "optimum"), ("optimum", "optimum"))
 DTYPES = ("fp32", "fp16", "bf16")
 GENAI = (
@@ -35,6 +42,9 @@ GENAI = (
     "int4-k_quant_mixed",
     "int8",
 )
+GENAI_MORE = ("qwen2", "mistral", "gemma2", "granite", "smollm3", "phi", "gpt-oss")
+GENAI_OLD = ("fp32", "fp16", "int4", "int4-k_quant", "int4-rtn", "int4-k_quant_mixed")
+"""Strangers' files come from older builders, which write other graphs; this one also takes Gemma 3."""
 # Files that ONNX Runtime's quantizer makes of exports above: what transformers.js calls q4 and q4f16, and the
 # algorithms that Olive and the GenAI builder call too.
 QUANTIZED = (
@@ -79,15 +89,26 @@ def exports() -> list[Export]:
                 for family in (*DECODERS, *SEQ2SEQ, *MASKED)
                 if exporter != "optimum-past" or family not in MASKED
             ]
-    for kind in GENAI:
-        script = "genai_export.py"
-        found += [Export("genai", family, kind, "genai", (script, family, kind)) for family in (*DECODERS, "whisper")]
+    for exporter, environment in EXPORTERS:
+        script = f"{environment}_export.py"
+        found += [
+            Export(exporter, family, "fp32", environment, (script, exporter, family, "fp32"))
+            for family in (*MORE_DECODERS, *MORE_SEQ2SEQ, *MORE_MASKED)
+            if exporter != "optimum-past" or family not in MORE_MASKED
+        ]
+    found += [_genai("genai", family, kind) for kind in GENAI for family in (*DECODERS, "whisper")]
+    found += [_genai("genai", family, kind) for kind in ("fp32", "int4") for family in GENAI_MORE]
+    found += [_genai("genai-0.11", family, kind) for kind in GENAI_OLD for family in ("llama", "gemma3", "phi4")]
     found += [
         _quantized(f"{method} of", source, "torch", "quantized_export.py", method) for method, source in QUANTIZED
     ]
     for method in ("rtn", "k_quant"):
         found += [_quantized(f"olive {method} of", source, "olive", "olive_export.py", method) for source in OLIVE]
     return found
+
+
+def _genai(exporter: str, family: str, kind: str) -> Export:
+    return Export(exporter, family, kind, exporter, ("genai_export.py", family, kind))
 
 
 def _quantized(title: str, source: str, environment: str, script: str, method: str) -> Export:

@@ -134,18 +134,179 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    # What follows differs from the families above in one way that a rewrite could get wrong: biases, caps and factors
+    # of logits, parallel blocks, packed projections of other orders, relative positions, several tables.
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**_DECODER, "tie_word_embeddings": True}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", {**_DECODER, "tie_word_embeddings": False}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {**_DECODER, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, "final_logit_softcapping": 9.0},
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {
+            **_DECODER,
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "cohere": ("CohereForCausalLM", "CohereConfig", {**_DECODER, "logit_scale": 0.25, "tie_word_embeddings": True}),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {**_DECODER, "tie_word_embeddings": False}),
+    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {**_DECODER, "tie_word_embeddings": True}),
+    "stablelm": ("StableLmForCausalLM", "StableLmConfig", {**_DECODER, "use_qkv_bias": True}),
+    "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", {**_DECODER, "tie_word_embeddings": True}),
+    "phi": ("PhiForCausalLM", "PhiConfig", {**_DECODER, "tie_word_embeddings": False}),
+    "gpt-neox": (
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {**_DECODER, "num_key_value_heads": 4, "tie_word_embeddings": False},
+    ),
+    "gptj": (
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": HIDDEN,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "n_positions": 128,
+            "rotary_dim": 8,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "opt": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "ffn_dim": INNER,
+            "word_embed_proj_dim": HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+        },
+    ),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 4},
+    ),
+    "falcon": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "multi_query": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
+    ),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        "OlmoeConfig",
+        {**_DECODER, "num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {
+            **_DECODER,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **_DECODER,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "roberta": ("RobertaForMaskedLM", "RobertaConfig", {**_ENCODER, "type_vocab_size": 1}),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "dim": HIDDEN,
+            "hidden_dim": INNER,
+            "n_layers": LAYERS,
+            "n_heads": 4,
+            "max_position_embeddings": 128,
+        },
+    ),
+    "electra": ("ElectraForMaskedLM", "ElectraConfig", {**_ENCODER, "embedding_size": 32}),
+    "albert": ("AlbertForMaskedLM", "AlbertConfig", {**_ENCODER, "embedding_size": 32}),
+    "marian": (
+        "MarianMTModel",
+        "MarianConfig",
+        {**_SEQ2SEQ, "max_position_embeddings": 128, "decoder_vocab_size": VOCABULARY, "forced_eos_token_id": 2},
+    ),
+    "m2m100": ("M2M100ForConditionalGeneration", "M2M100Config", {**_SEQ2SEQ, "max_position_embeddings": 128}),
+    "mt5": (
+        "MT5ForConditionalGeneration",
+        "MT5Config",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": HIDDEN,
+            "d_kv": 16,
+            "d_ff": INNER,
+            "num_layers": LAYERS,
+            "num_decoder_layers": LAYERS,
+            "num_heads": 4,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+        },
+    ),
 }
-ENCODERS = frozenset({"bert", "modernbert"})
-SEQ2SEQ = frozenset({"t5", "bart", "whisper"})
+ENCODERS = frozenset({"bert", "modernbert", "roberta", "distilbert", "electra", "albert"})
+SEQ2SEQ = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5"})
 
 
 def build(family: str, dtype: str, *, inner: int = INNER) -> Any:
     """Return the model of a family in eval mode, the same on every call."""
     class_name, config_name, options = FAMILIES[family]
-    replaced = {key: inner for key in ("intermediate_size", "d_ff") if key in options}
+    sizes = ("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim")
+    replaced = {key: inner for key in sizes if key in options}
     config = getattr(transformers, config_name)(**{**options, **replaced})
     config._experts_implementation = "batched_mm"  # the one that torch.onnx knows
-    config._attn_implementation = "eager" if family in SEQ2SEQ | {"gpt2"} else "sdpa"
+    config._attn_implementation = (
+        "eager" if family in SEQ2SEQ | {"gpt2", "gpt-oss", "gemma2", "gptj", "bloom"} else "sdpa"
+    )
     torch.manual_seed(20)
     model = getattr(transformers, class_name)(config).eval()
     with torch.no_grad():

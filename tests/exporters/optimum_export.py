@@ -14,21 +14,18 @@ from pathlib import Path
 import families
 from optimum.exporters.onnx import onnx_export_from_model
 
-TASKS = {
-    "t5": "text2text-generation",
-    "bart": "text2text-generation",
-    "whisper": "automatic-speech-recognition",
-    "bert": "fill-mask",
-    "modernbert": "fill-mask",
-}
-
 
 def main(exporter: str, family: str, dtype: str, folder: Path) -> None:
     """Export one model."""
     model = families.build(family, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     past = exporter == "optimum-past"
-    task = TASKS.get(family, "text-generation") + ("-with-past" if past else "")
+    task = "text-generation"
+    if family in families.ENCODERS:
+        task = "fill-mask"
+    elif family in families.SEQ2SEQ:
+        task = "automatic-speech-recognition" if family == "whisper" else "text2text-generation"
+    task += "-with-past" if past else ""
     onnx_export_from_model(model, folder, task=task, do_validation=False, device="cpu")
     versions = {name: version(name) for name in ("torch", "transformers", "optimum", "optimum-onnx", "onnx")}
     (folder / "versions.json").write_text(json.dumps(versions) + "\n")

@@ -33,7 +33,7 @@ class Decoder(torch.nn.Module):
         seen = (torch.arange(total)[None, :] <= queries)[None, None] & (attention_mask[:, None, None, :] > 0)
         dtype = self.m.dtype
         mask: Any = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        if "gemma3" in self.m.config.model_type:
+        if getattr(self.m.config, "layer_types", None):
             mask = {"full_attention": mask, "sliding_attention": mask}
         output = self.m(
             input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
@@ -57,7 +57,7 @@ class Whole(torch.nn.Module):
             arguments["encoder_outputs"] = (arguments.pop("encoder_hidden_states"),)
             # Without a mask transformers looks for packed sequences, by an operator that TorchScript cannot export.
             arguments["decoder_attention_mask"] = torch.ones_like(arguments["decoder_input_ids"])
-        if self.m.config.model_type not in {"bert", "modernbert"}:
+        if "MaskedLM" not in type(self.m).__name__:
             arguments["use_cache"] = False
         return self.m(**arguments).logits
 
@@ -102,7 +102,7 @@ def _signature(family: str, model: Any) -> tuple[Any, dict[str, Any], dict[str, 
     text = {0: "batch", 1: "sequence"}
     if family in families.ENCODERS or family == "lfm2":
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if family == "bert":
+        if family in {"bert", "electra", "albert"}:
             inputs["token_type_ids"] = torch.zeros_like(ids)
         return Whole(model, tuple(inputs)), inputs, dict.fromkeys(inputs, text), ["logits"]
     if family == "whisper":

@@ -84,13 +84,6 @@ def test_k_quant_mixed_has_nothing_to_do_on_a_quantized_model() -> None:
     assert "11 projections are quantized already" in done[0].reason
 
 
-def test_experts_in_a_stack_and_their_router_say_why_they_stay() -> None:
-    model = load(EXPORTS / "dynamo-qwen3-moe-fp16/model.onnx")
-    done = list(Quantize().apply(model, TARGETS["cpu"]))
-    stacks = [each for each in done if isinstance(each, Skip) and "stack" in each.reason]
-    assert [each.where for each in stacks] == ["node_bmm", "node_bmm_1", "node_bmm_2", "node_bmm_3"]
-
-
 @pytest.mark.parametrize(("name", "bits"), [*((name, 4) for name in TIED), (TIED[0], 8)])
 def test_tied_and_quantized_the_table_is_one(name: str, bits: int, tmp_path: Path) -> None:
     passes: list[Pass] = [TieEmbeddings(), Quantize(bits=bits), ReshapeDim()]
