@@ -294,6 +294,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 ENCODERS = frozenset({"bert", "modernbert", "roberta", "distilbert", "electra", "albert"})
+EAGER = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5", "gpt2", "gpt-oss", "gemma2", "gptj", "bloom"})
 SEQ2SEQ = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5"})
 
 
