@@ -21,6 +21,7 @@ from onnx_tailor.console.arguments import (
 )
 from onnx_tailor.console.errors import Commands
 from onnx_tailor.console.lazy import lazy
+from onnx_tailor.console.start import start
 from onnx_tailor.errors import Terminated, UsageError
 
 if TYPE_CHECKING:
@@ -386,6 +387,7 @@ def schema() -> None:
 def main() -> None:
     """Run the command line; the entry point of the `onnx-tailor` script."""
     signal.signal(signal.SIGTERM, _terminate)
+    start()
     app(prog_name="onnx-tailor")
 
 

@@ -18,6 +18,7 @@ from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.size import measure
 from onnx_tailor.output.arrangement import Client, arrange
+from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.forecast import forecast
 from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import working
@@ -64,7 +65,9 @@ def run(
         out = _checked(out, models, overwrite=overwrite)
     before = measure(models, _bytes_on_disk(models))
     watch = progress or Silent()
-    with tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch, Digests() as digests:
+        if not dry_run:  # a thread of its own hashes the files from here on
+            digests.begin(file.path for each in models for file in each.files)
         passes = tuple(_run_pass(step, each, chosen, Path(scratch), watch) for each in models for step in recipe.steps)
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
@@ -91,7 +94,7 @@ def run(
             report = replace(report, after=after, files=tuple(expected.file_bytes), forecast=expected)
         else:
             with working(out.resolve()) as work:
-                report = write_output(job, work, watch, resume=resume)
+                report = write_output(job, work, digests, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
 
 

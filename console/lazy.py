@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import LazyLoader, find_spec, module_from_spec
-from typing import TYPE_CHECKING
+from importlib.util import find_spec, module_from_spec
+from threading import RLock
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from importlib.machinery import ModuleSpec
 
 __all__ = ["lazy"]
 
+_loading = RLock()
 
-def lazy(name: str) -> ModuleType:
+
+class _Waiting(ModuleType):
+    """A module whose code has not run. importlib's own LazyLoader runs it at `import` already, before any use."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Run the code, which makes this an ordinary module, and return the attribute."""
+        with _loading:
+            if type(self) is _Waiting:
+                assert self.__spec__ is not None
+                assert self.__spec__.loader is not None
+                self.__class__ = ModuleType  # type: ignore[assignment]  # what importlib does as well
+                self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def lazy(name: str, spec: ModuleSpec | None = None) -> ModuleType:
     """Return the module `name`, whose code runs when one of its attributes is first read.
 
-    This is the recipe of importlib's documentation. The package around the module must be loaded already.
+    Without a `spec`, the package around the module is loaded at once.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -23,12 +41,10 @@ def lazy(name: str) -> ModuleType:
     """
     if name in sys.modules:
         return sys.modules[name]
-    spec = find_spec(name)
+    spec = spec or find_spec(name)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    loader = LazyLoader(spec.loader)
-    spec.loader = loader
     module = module_from_spec(spec)
+    module.__class__ = _Waiting
     sys.modules[name] = module
-    loader.exec_module(module)
     return module

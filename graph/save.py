@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -73,7 +72,7 @@ def graph_bytes(model: TailorModel, storage: Storage, store: str) -> int:
 
 
 def write_graph(model: TailorModel, storage: Storage, store: str, folder: Path) -> None:
-    """Write the ONNX file into `folder`.
+    """Write the ONNX file into `folder`, without flushing it to the disk.
 
     Raises:
         ModelError: the graph is too large for one protobuf.
@@ -84,10 +83,7 @@ def write_graph(model: TailorModel, storage: Storage, store: str, folder: Path) 
         content = proto.SerializeToString(deterministic=True)
     except ValueError as error:
         raise ModelError(f"{model.path}: the graph without its weights is larger than protobuf's 2 GB") from error
-    with (folder / model.file_name).open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / model.file_name).write_bytes(content)
 
 
 def _stores(models: Sequence[TailorModel], *, per_model: bool) -> tuple[str, ...]:

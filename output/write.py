@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,17 +14,17 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from onnx_tailor.errors import ModelError, OutputError, ResumeError
+from onnx_tailor.errors import OutputError, ResumeError
 from onnx_tailor.graph import receipt
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.save import Storage, graph_bytes, write_graph
 from onnx_tailor.output.arrangement import Arrangement
 from onnx_tailor.output.companions import write_all
+from onnx_tailor.output.digests import Digests, digest
 from onnx_tailor.output.work import Work
 from onnx_tailor.progress import Progress
 from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
 from onnx_tailor.weights import journal
-from onnx_tailor.weights.digest import sha256
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.writer import write
@@ -90,8 +91,10 @@ class Job:
         }
 
 
-def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> Report:
+def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, resume: bool) -> Report:
     """Write everything into the work folder, going on with what is there if `resume`; return the final report.
+
+    `digests` may have begun with the inputs already.
 
     Raises:
         ModelError: a weight cannot be computed, an input was changed meanwhile, or `check` refuses the result.
@@ -101,23 +104,17 @@ def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> R
     notes = _journal(job, work, resume=resume)
     models = work.folder / job.arrangement.subfolder
     models.mkdir(exist_ok=True)
+    read = [*(file.path for file in job.inputs), *(file.path for file in job.arrangement.companions)]
     try:
         _require_room(job, work)
-        with ThreadPoolExecutor(1) as reader:
-            # The inputs are hashed while the weights are computed: both read the same files.
-            files = [*(file.path for file in job.inputs), *(file.path for file in job.arrangement.companions)]
-            digests: list[Future[FileDigest]] = [reader.submit(_digest, file) for file in files]
-            try:
-                progress.start("writing", job.read_bytes)
-                # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job
-                # are computed again for the graph, and must be those that belong to the large ones.
-                with threadpool_limits(1, user_api="blas"):
-                    write(job.storage.plan, models, progress, notes)
-                    names = _write_small(job, models, work.folder)
-            except BaseException:
-                reader.shutdown(cancel_futures=True)
-                raise
-            inputs = tuple(future.result() for future in digests)
+        digests.begin(read)
+        progress.start("writing", job.read_bytes)
+        # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job are
+        # computed again for the graph, and must be those that belong to the large ones.
+        with threadpool_limits(1, user_api="blas"):
+            write(job.storage.plan, models, progress, notes)
+            names = _write_small(job, models, work.folder)
+        inputs = digests.of(read)
     finally:
         notes.close()
     for file in job.inputs:
@@ -125,6 +122,7 @@ def write_output(job: Job, work: Work, progress: Progress, *, resume: bool) -> R
     report = _final(job, work.folder, names, inputs, progress)
     text = json.dumps(report.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
     (work.folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    _flush(work.folder / REPORT)
     return report
 
 
@@ -167,8 +165,11 @@ def _write_small(job: Job, models: Path, folder: Path) -> list[str]:
 def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDigest, ...], progress: Progress) -> Report:
     names = list(names)
     progress.start("checking", sum((folder / name).stat().st_size for name in names))
-    with ThreadPoolExecutor(workers()) as pool:
-        outputs = tuple(pool.map(partial(_digest, above=folder, advance=progress.advance), map(folder.joinpath, names)))
+    files = [folder / name for name in names]
+    with ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(workers()) as pool:
+        flushed = flusher.map(_flush, files)
+        outputs = tuple(pool.map(partial(digest, above=folder, advance=progress.advance), files))
+        assert len(list(flushed)) == len(files)
     progress.finish()
     beside = {file.name for file in job.arrangement.companions}
     report = job.report
@@ -186,12 +187,10 @@ def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDiges
     return replace(final, verified=tuple(job.check(pairs, final)))
 
 
-def _digest(path: Path, above: Path | None = None, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
-    name = path.relative_to(above or path.parent).as_posix()
-    try:
-        return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+def _flush(path: Path) -> None:
+    """Let a file reach the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _stamp(model: TailorModel, report: Report) -> None:

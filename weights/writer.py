@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ class _Task:
 
 
 def write(plan: Plan, folder: Path, progress: Progress, journal: Journal) -> None:
-    """Fill the data files in `folder`, but for the tasks that the journal has already.
+    """Fill the data files in `folder`, but for the tasks that the journal has already. Nothing is flushed to the disk.
 
     Memory use is a few tiles a thread, within the budget of `pool`, whatever the size of the model.
 
@@ -43,9 +42,6 @@ def write(plan: Plan, folder: Path, progress: Progress, journal: Journal) -> Non
         with (folder / name).open("ab") as file:
             file.truncate(size)
     _Writer(folder, progress, journal).run(plan)
-    for name in plan.files:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
 
 
 class _Writer:

@@ -1,0 +1,33 @@
+"""What makes a command start sooner: what its libraries load and rarely need, and how often cycles are looked for."""
+
+from __future__ import annotations
+
+import gc
+from importlib.util import find_spec, spec_from_file_location
+from pathlib import Path
+
+from onnx_tailor.console.lazy import lazy
+
+__all__ = ["start"]
+
+_COLLECT_AFTER = 100_000
+"""Objects made since the last search for cycles. A graph is some hundred thousand objects that all live to the end;
+with Python's own 700, a search through them would begin again and again."""
+
+
+def start() -> None:
+    """Prepare this process, which is a command's own."""
+    gc.set_threshold(_COLLECT_AFTER)
+    _forgo_algebra()
+
+
+def _forgo_algebra() -> None:
+    """Let onnx_ir load sympy when it first computes with symbolic dimensions, and not before."""
+    package, algebra = find_spec("onnx_ir"), find_spec("sympy")
+    if package is None or package.origin is None or algebra is None:
+        return
+    lazy("sympy", algebra)
+    name = "_symbolic_shapes"  # reads attributes of sympy when it is loaded
+    file = Path(package.origin).with_name(f"{name}.py")
+    if file.is_file():
+        lazy(f"onnx_ir.{name}", spec_from_file_location(f"onnx_ir.{name}", file))

@@ -1,0 +1,66 @@
+"""The SHA-256 of files, for the report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from onnx_tailor.errors import ModelError
+from onnx_tailor.report import FileDigest
+from onnx_tailor.weights.digest import sha256
+
+
+class Digests:
+    """Hashes files one after the other on a thread of its own, beside work that reads them too.
+
+    A context manager, whose end ends the thread, whether it is done or not.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no file."""
+        self._pool = ThreadPoolExecutor(1)
+        self._futures: dict[Path, Future[FileDigest]] = {}
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Return this object."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, files: Iterable[Path]) -> None:
+        """Let `files` be hashed after those that were named before, each once."""
+        for file in files:
+            if file not in self._futures:
+                self._futures[file] = self._pool.submit(digest, file, advance=self._go_on)
+
+    def of(self, files: Iterable[Path]) -> tuple[FileDigest, ...]:
+        """Return the digests of files that were begun, waiting for them.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        return tuple(self._futures[file].result() for file in files)
+
+    def _go_on(self, _: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+
+
+def digest(path: Path, above: Path | None = None, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
+    """Return the SHA-256 of a file, named from the folder `above` it; `advance` hears of the bytes read.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    name = path.relative_to(above or path.parent).as_posix()
+    try:
+        return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
