@@ -10,7 +10,7 @@ import onnx
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["head_size", "table_rows"]
+__all__ = ["head_size", "table_rows", "windows"]
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -37,6 +37,20 @@ def head_size(path: Path) -> int | None:
         return stated
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+
+
+def windows(path: Path) -> dict[str, int]:
+    """Return the positions that each state of a sliding window must hold, by the name of the input.
+
+    GroupQueryAttention with sliding_window_cache 1 keeps a buffer of at least local_window_size positions, full or
+    not, instead of the tokens before.
+    """
+    found: dict[str, int] = {}
+    for node in _load(path).node:
+        attributes = {each.name: each.i for each in node.attribute}
+        if node.op_type == "GroupQueryAttention" and attributes.get("sliding_window_cache"):
+            found |= dict.fromkeys(node.input[3:5], attributes["local_window_size"])
+    return found
 
 
 def table_rows(path: Path) -> int | None:

@@ -7,7 +7,7 @@ their names, by the ids' own dimensions, and at last by their place in the usual
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -19,7 +19,7 @@ from onnx_tailor.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENCODER_LENGTH", "Cache", "Input", "feeds", "is_past"]
+__all__ = ["ENCODER_LENGTH", "Cache", "Input", "Sizes", "feeds", "is_past"]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
@@ -54,6 +54,16 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What the shapes of the inputs leave open."""
+
+    head_size: int | None = None
+    """The size of a head, which the GenAI builder writes as a symbol."""
+    windows: Mapping[str, int] = field(default_factory=dict)
+    """Positions of the states that are buffers of a sliding window, by the name of the input."""
+
+
+@dataclass(frozen=True)
 class Cache:
     """Keys, values and other states of the tokens before, by the names of the inputs that take them."""
 
@@ -67,18 +77,14 @@ def is_past(name: str) -> bool:
     return name.startswith("past")
 
 
-def feeds(
-    inputs: tuple[Input, ...], ids: npt.NDArray[np.int64], past: Cache | None, head_size: int | None
-) -> dict[str, Array]:
+def feeds(inputs: tuple[Input, ...], ids: npt.NDArray[np.int64], past: Cache | None, sizes: Sizes) -> dict[str, Array]:
     """Fill every input for ids [b, s] after `past`, or from the start where it is None.
-
-    `head_size` resolves a symbolic head size, which the GenAI builder writes.
 
     Raises:
         ModelError: an input has a name, type or shape that cannot be filled.
 
     """
-    scope = _Scope(inputs, ids, past, head_size)
+    scope = _Scope(inputs, ids, past, sizes)
     return {each.name: scope.fill(each) for each in inputs}
 
 
@@ -90,12 +96,12 @@ class _Scope:
         inputs: tuple[Input, ...],
         ids: npt.NDArray[np.int64],
         past: Cache | None,
-        head_size: int | None,
+        sizes: Sizes,
     ) -> None:
         self.ids = ids
         self.past = past
         self.past_length = past.length if past else 0
-        self.head_size = head_size
+        self.sizes = sizes
         self.names = frozenset(each.name for each in inputs)
         named = next((each for each in inputs if each.name in _IDS), None)
         symbols = named.shape if named and len(named.shape) == 2 else (None, None)
@@ -159,7 +165,8 @@ class _Scope:
             raise _unfillable(each, f"its type is {each.type}")
         if cross and "encoder_hidden_states" not in self.names:
             return _fixed_random(each, self._resolve(each, ENCODER_LENGTH))
-        return np.zeros(self._resolve(each, ENCODER_LENGTH if cross else 0), np.float32)
+        length = ENCODER_LENGTH if cross else self.sizes.windows.get(each.name, 0)
+        return np.zeros(self._resolve(each, length), np.float32)
 
     def _resolve(self, each: Input, length: int) -> tuple[int, ...]:
         """Return the shape with every symbol resolved, the state's own length being `length`."""
@@ -188,9 +195,9 @@ class _Scope:
         raise _unfillable(each, f"the size of its dimension {axis} ({symbol}) is not known")
 
     def _known_head_size(self, each: Input) -> int:
-        if self.head_size is None:
+        if self.sizes.head_size is None:
             raise _unfillable(each, "its head size is symbolic; put the model's config.json beside it")
-        return self.head_size
+        return self.sizes.head_size
 
     @staticmethod
     def _static(each: Input, axis: int) -> int:

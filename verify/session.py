@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.verify import facts
-from onnx_tailor.verify.feeds import Cache, Input, feeds, is_past
+from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,11 +76,13 @@ class LanguageModel:
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
         self._present = _present_names(self.inputs, self.outputs)
-        self._head_size: int | None = None
-        if any(is_past(each.name) and "kv_cache_dim" in each.shape for each in self.inputs) or any(
-            is_past(each.name) and len(each.shape) == 4 and not isinstance(each.shape[3], int) for each in self.inputs
-        ):
-            self._head_size = facts.head_size(path)
+        states = [each for each in self.inputs if is_past(each.name)]
+        open_size = any(len(e.shape) == 4 and not isinstance(e.shape[3], int) for e in states)
+        windowed = any("sliding" in str(symbol) for each in states for symbol in each.shape)
+        self._sizes = Sizes(
+            facts.head_size(path) if open_size or any("kv_cache_dim" in each.shape for each in states) else None,
+            facts.windows(path) if windowed else {},
+        )
 
     @property
     def logits(self) -> str | None:
@@ -123,18 +125,28 @@ class LanguageModel:
 
         """
         try:
-            values = feeds(self.inputs, ids, past, self._head_size) | dict(weights or {})
+            values = feeds(self.inputs, ids, past, self._sizes) | dict(weights or {})
         except ModelError as error:
             raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
         try:
             results = self._session.run_with_ort_values(
                 list(self.outputs), {name: _to_runtime(value) for name, value in values.items()}
             )
-            return {name: _to_numpy(value) for name, value in zip(self.outputs, results, strict=True)}
+            outputs = {name: _to_numpy(value) for name, value in zip(self.outputs, results, strict=True)}
         except _ORT_ERRORS as error:
             raise ModelError(
                 f"The {self.role} {self.path} loads in ONNX Runtime but does not run: {_first_line(error)}"
             ) from error
+        self._clear(outputs, (past.length if past else 0) + ids.shape[1])
+        return outputs
+
+    def _clear(self, outputs: dict[str, Array], total: int) -> None:
+        """Put zeros where a sliding window's buffer holds no token yet: ONNX Runtime leaves what was in memory."""
+        for name, capacity in self._sizes.windows.items():
+            present = self._present.get(name)
+            if present is not None and total < capacity:
+                outputs[present] = outputs[present].copy()
+                outputs[present][:, :, total:] = 0
 
     def decode(self, ids: Ids, past: Cache) -> tuple[dict[str, Array], Cache]:
         """Run ids [b, s] after `past`, usually one token; return the outputs and the cache that follows.

@@ -57,7 +57,14 @@ QUANTIZED = (
     ("k_quant", "dynamo-lfm2-fp32"),
     ("k_quant", "torchscript-phi4-fp32"),
 )
-OLIVE = ("torchscript-llama-fp32", "dynamo-qwen3-fp16", "optimum-gpt2-fp32", "torchscript-gemma3-fp32")
+OLIVE = (
+    "torchscript-phi4-fp32",
+    "dynamo-phi4-fp32",
+    "torchscript-llama-fp32",
+    "dynamo-qwen3-fp16",
+    "optimum-gpt2-fp32",
+    "torchscript-gemma3-fp32",
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ Which exports of which exporters were tied and quantized, and what was checked. 
   value, over a prefill and, where the model has a cache, a decoded token.
 - **4 bits**, **8 bits**: tie and `k_quant`, blocks of 32; projections quantized of all there are, and the mean KL
   divergence of the next token's distribution. A head and a table that share are the same bytes, and compared.
-- bfloat16: the CPU provider of ONNX Runtime lacks many of its kernels, so most inputs do not load there.
+- bfloat16: the CPU provider of ONNX Runtime lacks many of its kernels, so most inputs do not load there. Those ran,
+  before and after, with every bfloat16 widened to float32, which is exact for weights: `as float32`.
 - genai in fp16, on the CPU: the builder declares the length of repeated keys as `sequence_length`, so ONNX Runtime
   fails to reuse a buffer, in decoding or, when memory is laid out otherwise, at once.
 - The tie and the recipe of 4 bits were run a second time on their own output, which changed nothing."""
@@ -55,6 +56,7 @@ def _cell(name: str, outcome: dict[str, Any], refused: bool) -> str:
     if name == "tie":
         told = outcome["tied"] if outcome["tied"].startswith(("tied", "already")) else f"no: {_short(outcome['tied'])}"
         told += "" if outcome["worst"] is None else f", {outcome['worst']:.0e}".replace(", 0e+00", ", equal")
+        told += " as float32" if outcome.get("widened") else ""
         return told + "".join(f"; {_short(note)}" for note in outcome["notes"])
     figure = f", KL {outcome['kl']:.2g}" if outcome["kl"] is not None else ", not run" if refused else ""
     rest = [reason for reason in outcome["skips"] if any(word in reason for word in _LEFT)]

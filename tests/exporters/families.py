@@ -65,7 +65,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Phi3Config",
         {
             **_DECODER,
-            "hidden_size": 128,
+            "hidden_size": 256,  # rows of whole blocks of 128; heads whose rotated part ONNX Runtime's attention takes
             "original_max_position_embeddings": 128,
             "partial_rotary_factor": 0.75,
             "tie_word_embeddings": True,
@@ -295,6 +295,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 ENCODERS = frozenset({"bert", "modernbert", "roberta", "distilbert", "electra", "albert"})
 EAGER = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5", "gpt2", "gpt-oss", "gemma2", "gptj", "bloom"})
+WITHOUT_CACHE = frozenset({"lfm2", "falcon", "deepseek-v3"})
+"""Decoders whose states are not keys and values of as many heads as the configuration says."""
 SEQ2SEQ = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5"})
 
 

@@ -100,7 +100,7 @@ def _signature(family: str, model: Any) -> tuple[Any, dict[str, Any], dict[str, 
     batch, length, before = 2, 5, 3
     ids = torch.randint(3, families.VOCABULARY, (batch, length))
     text = {0: "batch", 1: "sequence"}
-    if family in families.ENCODERS or family == "lfm2":
+    if family in families.ENCODERS | families.WITHOUT_CACHE:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if family in {"bert", "electra", "albert"}:
             inputs["token_type_ids"] = torch.zeros_like(ids)

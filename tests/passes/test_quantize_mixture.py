@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from language_model import run
 from onnx import TensorProto, helper, numpy_helper
 from packing import tailor, tensors
 from stored import unpack
 
-from onnx_tailor import pipeline
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from onnx_tailor import pipeline, recipe
+from onnx_tailor.passes.quantize import Quantize
+from onnx_tailor.verify.compare import compare
+from onnx_tailor.verify.tokens import random_tokens
 
 Array = np.ndarray[Any, Any]
 EXPERTS, HIDDEN, INNER, TOKENS = 4, 64, 48, 6
 NAME = "/model/layers.1/moe/MoE"
+BUILT = Path(__file__).parents[1] / "fixtures" / "exports" / "genai-gpt-oss-fp32" / "model.onnx"
+VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 
 def weights(dtype: str, *, fused: bool) -> dict[str, Array]:
@@ -232,3 +236,13 @@ def test_stacked_experts_are_left_with_the_reason(tmp_path: Path) -> None:
 def test_gate_and_up_of_experts_are_not_packed(tmp_path: Path) -> None:
     (report,) = tailor(dense(tmp_path / "m.onnx"), tmp_path / "out", "pack-matmul")
     assert not report.changes
+
+
+@pytest.mark.skipif(VERSION < (1, 30), reason="GroupQueryAttention has no sliding_window_cache yet")
+def test_a_mixture_of_the_genai_builder_is_quantized(tmp_path: Path) -> None:
+    report = pipeline.run(recipe.of_passes([Quantize(bits=8)]), BUILT, tmp_path / "out")
+    experts = [change for change in report.passes[0].changes if change.details["role"] == "expert"]
+    assert [(change.details["layer"], change.what.split(",")[0]) for change in experts] == [(0, "QMoE"), (1, "QMoE")]
+    compared = compare(BUILT, tmp_path / "out" / "model.onnx", random_tokens(384, windows=2, length=72))
+    assert compared.kl_mean is not None
+    assert 0 < compared.kl_mean < 3e-3  # its kernel rounds the activations to 8 bits as well
