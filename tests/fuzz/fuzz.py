@@ -1,350 +1,207 @@
-"""Mutate models and recipes without end, and hold every command to its promises. Not part of the test suite.
+"""Mutate models and recipes, and hold every command to its promises. Not part of the test suite.
 
-    python tests/fuzz/fuzz.py [--files 100000] [--seed 0] [--seconds 600] [--kind model|recipe] [--keep FOLDER]
+    python tests/fuzz/fuzz.py [--files 100000] [--seed 0] [--workers 1] [--seconds 3600] [--kind model|recipe] [--keep FOLDER]
 
-A mutated file may be read or refused, but never: an exit status other than 0, 1 or 2, a traceback or an internal error,
-an error of more than a few lines, a run above 10 seconds, memory above the bound, an output after a refusal, a changed
-input, bytes of a file outside the model's folder in the output. Each finding is kept in FOLDER and belongs into
-tests/fuzz/findings, which tests/fuzz/test_findings.py replays.
+A mutated file may be read or refused, but never: an exception other than our own, a traceback, a warning of a library,
+an error of several lines, more than 10 s of processor time or 512 MiB of memory, an output after a refusal, a changed
+input, a file opened outside the model's folder (every `open` of the process is watched), a crash of the interpreter,
+or an output that ONNX Runtime takes for another model than the input. File number N is always the same file:
+`--seed N --files 1` tries it again. Each finding is kept in FOLDER and becomes a test.
 
-Everything runs in worker processes, so that a crash of the interpreter is a finding as well.
+Everything runs in child processes, which are watched: one that dies or does not answer is a finding, and the next one
+goes on behind the file that it had. The end says in one line for each kind what became of the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import faulthandler
 import json
-import multiprocessing
+import mmap
 import os
-import random
+import platform
 import resource
+import selectors
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 LIMIT_SECONDS = 10
-LIMIT_BYTES = 1 << 30
-SECRET = b"this is a secret of another folder, and no model may hold it " * 64
-CHUNK = 50
+"""Processor time for one file; a busy machine is no finding."""
+HANGS_AFTER = 600
+"""Seconds without a sign of life."""
+LIMIT_BYTES = 512 << 20
+"""Memory above what the modules themselves take."""
 
 
 def main() -> None:
-    """Fuzz in worker processes until so many files or seconds are done."""
+    """Fuzz in child processes until so many files or seconds are done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=("model", "recipe", "both"), default="both")
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "onnx-tailor-findings")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    done, statuses, findings, end = 0, collections.Counter[str](), 0, time.monotonic() + options.seconds
-    seeds = range(options.seed, options.seed + options.files, CHUNK)
-    pool = _pool(options.workers)
-    for batch in zip(*[iter(seeds)] * options.workers, strict=False):
-        if time.monotonic() > end:
-            break
-        for seed, future in [(seed, pool.submit(fuzz_chunk, seed, options.kind)) for seed in batch]:
-            try:
-                found = future.result(timeout=LIMIT_SECONDS * 30)
-            except (BrokenProcessPool, TimeoutError) as error:
-                found = {"crash": 1, "findings": [{"seed": seed, "what": f"{type(error).__name__} in this chunk"}]}
-                pool.shutdown(wait=False, cancel_futures=True)
-                pool = _pool(options.workers)
-            for finding in found.pop("findings"):  # type: ignore[attr-defined]
-                findings += 1
-                _keep(options.keep, finding)
-            statuses.update(found)  # type: ignore[arg-type]
-            done += CHUNK
-    print(f"{done} files, seeds {options.seed} to {options.seed + done - 1}:", dict(statuses), f"{findings} findings")
+    if options.child is not None:
+        child(options)
+        return
+    started, totals, findings = time.monotonic(), collections.Counter[str](), 0
+    share = -(-options.files // options.workers)
+    ends = range(options.seed, options.seed + options.files, share)
+    children = [Child(options, at, min(at + share, options.seed + options.files)) for at in ends]
+    with selectors.DefaultSelector() as waiting:
+        for each in children:
+            each.start(waiting)
+        while waiting.get_map() and time.monotonic() - started < options.seconds:
+            for key, _ in waiting.select(timeout=5):
+                for event in key.data.events(waiting):
+                    totals.update(event.get("counts", {"finding: the process died": 1}))
+                    if "what" in event:
+                        findings += 1
+                        _keep(options.keep, event)
+            for each in children:
+                each.kill_if_it_hangs()
+        for each in children:
+            each.stop()
+    done = totals.total()
+    print(f"{done} files from seed {options.seed} on, {findings} findings, {time.monotonic() - started:.0f} s, ", end="")
+    print(f"{options.workers} processes, {os.cpu_count()} processors, Python {platform.python_version()}, {platform.system()}")
+    for kind, count in sorted(totals.items(), key=lambda item: -item[1]):
+        print(f"{count:8} {kind}")
     sys.exit(1 if findings else 0)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_limit)
+class Child:
+    """A process that tries the files `at` to `end`, and another in its place when it dies."""
+
+    def __init__(self, options: argparse.Namespace, at: int, end: int) -> None:
+        self.options, self.at, self.end = options, at, end
+        self.process: subprocess.Popen[str] | None = None
+        self.progress = tempfile.NamedTemporaryFile(prefix="fuzz-progress-")
+        self.seen = time.monotonic()
+
+    def start(self, waiting: selectors.BaseSelector) -> None:
+        """Start the process behind the last file that was tried."""
+        self.progress.seek(0)
+        self.progress.write((0).to_bytes(8, "little"))
+        self.progress.flush()
+        command = [sys.executable, __file__, "--child", str(self.at), "--files", str(self.end - self.at)]
+        command += ["--kind", self.options.kind, "--keep", self.progress.name]
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        self.seen = time.monotonic()
+        waiting.register(self._output, selectors.EVENT_READ, self)
+
+    @property
+    def _output(self) -> IO[str]:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def events(self, waiting: selectors.BaseSelector) -> list[dict[str, Any]]:
+        """Return what the process says, or how it died."""
+        assert self.process is not None
+        line = self._output.readline()
+        self.seen = time.monotonic()
+        if line:
+            return [json.loads(line)]
+        waiting.unregister(self._output)
+        _, errors = self.process.communicate()
+        self.progress.seek(0)
+        number = int.from_bytes(self.progress.read(8), "little") - 1
+        if number < self.at:
+            sys.exit(f"no file was tried: {errors[-3000:]}")
+        status, self.at = self.process.returncode, number + 1
+        if status == 0 and self.at >= self.end:
+            return []
+        if self.at < self.end:
+            self.start(waiting)
+        if status == 0:  # it has grown, and wants to begin anew
+            return []
+        what = signal.Signals(-status).name if status < 0 else f"status {status}"
+        return [{"seed": number, "what": f"the process ended with {what}: {errors[-3000:]}"}]
+
+    def kill_if_it_hangs(self) -> None:
+        """End a process that has not said anything for long; its end is a finding."""
+        if self.process is not None and time.monotonic() - self.seen > HANGS_AFTER:
+            self.process.kill()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    os.nice(5)
-    try_model(seeds()[0], random.Random(0))  # compiles the kernels, which counts against no mutated file
+def child(options: argparse.Namespace) -> None:
+    """Try files, and say so in a line of JSON for some of them together and for each finding."""
+    import trial
+
+    faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, chain=True)  # whose default is to end the process
+    shared = "/dev/shm"  # noqa: S108 # memory, where there is one: nothing waits for a disk
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None) as scratch:
+        tempfile.tempdir = scratch
+        os.environ["TMPDIR"] = scratch
+        for number in range(-64, 0):  # imports and compiled kernels count against no file
+            trial.try_file(number, options.kind)
+        bound = trial.peak() + LIMIT_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (_virtual() + 4 * LIMIT_BYTES,) * 2)
+        with options.keep.open("r+b") as file, mmap.mmap(file.fileno(), 8) as progress:
+            _try_all(trial, options, progress, bound)
 
 
-def _keep(folder: Path, finding: dict[str, object]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    print("FINDING", {key: value for key, value in finding.items() if key != "content"}, flush=True)
-    content = finding.pop("content", None)
-    if isinstance(content, bytes):
-        (folder / f"{finding['kind']}-{finding['seed']}").write_bytes(content)
-    (folder / f"{finding.get('kind', 'chunk')}-{finding['seed']}.json").write_text(json.dumps(finding))
-
-
-def fuzz_chunk(seed: int, kind: str) -> dict[str, object]:
-    """Mutate and run `CHUNK` files; return counts of the statuses and the findings."""
+def _try_all(trial: Any, options: argparse.Namespace, progress: mmap.mmap, bound: int) -> None:
     counts: collections.Counter[str] = collections.Counter()
-    findings = []
-    for each in range(seed, seed + CHUNK):
-        chosen = ("model" if each % 4 else "recipe") if kind == "both" else kind
-        dice = random.Random(each)
-        content = mutated_model(dice) if chosen == "model" else mutated_recipe(dice)
-        status, what = try_model(content, dice) if chosen == "model" else try_recipe(content)
-        counts[f"{chosen} {status}"] += 1
-        if what:
-            findings.append({"kind": chosen, "seed": each, "what": what, "content": content})
-    return {**counts, "findings": findings}
+    for number in range(options.child, options.child + options.files):
+        progress[:8] = (number + 1).to_bytes(8, "little")
+        signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
+        outcome = trial.try_file(number, options.kind)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        counts[outcome.kind] += 1
+        grown = trial.peak() > bound
+        finding = outcome.finding or (f"{trial.peak()} bytes of memory, {bound} allowed" if grown else "")
+        if finding:
+            _say({"seed": number, "what": finding, "content": outcome.content.hex(), "counts": dict(counts)})
+        elif counts.total() >= 50:
+            _say({"counts": dict(counts)})
+        if finding or counts.total() >= 50:
+            counts.clear()
+        if grown:  # or every file after this one would be a finding
+            break
+    if counts:
+        _say({"counts": dict(counts)})
 
 
-def try_model(content: bytes, dice: random.Random) -> tuple[int, str]:
-    """Run the commands on a model; return the exit status and what was wrong, "" for nothing."""
-    import handmade
-
-    with tempfile.TemporaryDirectory(prefix="onnx-tailor-fuzz-") as scratch:
-        folder, out = Path(scratch) / "in", Path(scratch) / "out"
-        folder.mkdir()
-        (folder / "model.onnx").write_bytes(content)
-        (folder / "model.onnx.data").write_bytes(bytes(range(256)) * 400)
-        (Path(scratch) / "secret").write_bytes(SECRET)
-        (folder / "link").symlink_to(Path(scratch) / "secret")
-        before = handmade.contents(folder)
-        commands = [
-            ["run", dice.choice(["tie", "rtn", "k-quant-mixed", "tie-table-8bit"]), str(folder / "model.onnx")],
-            ["inspect", str(folder / "model.onnx")],
-        ]
-        commands[0] += ["-o", str(out)]
-        for command in commands:
-            status, what = call(command)
-            if what:
-                return status, what
-            if status and out.exists():
-                return status, "an output after a refusal"
-            if out.exists() and any(SECRET[:61] in each for each in handmade.contents(out).values()):
-                return status, "bytes of another folder in the output"
-            if list(Path(scratch).glob(".out*")):
-                return status, "a work folder was left"
-        return status, "the input was changed" if handmade.contents(folder) != before else ""
+def _say(event: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
-def try_recipe(content: bytes) -> tuple[int, str]:
-    """Run a recipe on a sound model, dry; return the exit status and what was wrong."""
-    import handmade
-
-    with tempfile.TemporaryDirectory(prefix="onnx-tailor-fuzz-") as scratch:
-        recipe = Path(scratch) / "r.yaml"
-        recipe.write_bytes(content)
-        model = handmade.decoder(Path(scratch) / "in" / "model.onnx", layers=1, columns=32)
-        return call(["run", str(recipe), str(model), "--dry-run"])
+def _virtual() -> int:
+    """Return the address space that this process has, in bytes; much where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[0]) * mmap.PAGESIZE if status.exists() else 1 << 36
 
 
-def call(arguments: list[str]) -> tuple[int, str]:
-    """Run a command in this process; return its status and how it broke a promise, "" if it kept all."""
-    from typer.testing import CliRunner
-
-    from onnx_tailor.cli import app
-
-    started = time.monotonic()
-    result = CliRunner().invoke(app, arguments)
-    seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if result.exit_code not in {0, 1, 2} or "Traceback" in result.stderr or "internal error" in result.stderr:
-        return result.exit_code, (result.stderr or repr(result.exception))[-3000:]
-    if result.exit_code and not result.stderr.strip():
-        return result.exit_code, "an error without a word"
-    if result.exit_code == 1 and result.stderr.count("error: ") > 5:
-        return result.exit_code, f"an error of many lines: {result.stderr[:300]}"
-    if seconds > LIMIT_SECONDS:
-        return result.exit_code, f"{seconds:.1f} s"
-    return result.exit_code, f"{peak} bytes of memory" if peak > LIMIT_BYTES else ""
-
-
-def seeds() -> list[bytes]:
-    """Return sound models to begin with."""
-    import handmade
-    from onnx import helper, numpy_helper
-
-    outside = handmade.decoder_proto(layers=2)
-    offset = 0
-    for tensor in outside.graph.initializer:
-        length = len(tensor.raw_data)
-        handmade.refer(tensor, location="model.onnx.data", offset=offset, length=length)
-        offset += length
-    nested = handmade.decoder_proto(layers=1)
-    inner = handmade.decoder_proto(layers=1, seed=3).graph
-    del inner.input[:]
-    for node in inner.node:
-        node.input[:] = ["input_ids" if each == "input_ids" else each and f"i.{each}" for each in node.input]
-        node.output[:] = [f"i.{each}" for each in node.output]
-    for tensor in inner.initializer:
-        tensor.name = f"i.{tensor.name}"
-    inner.output[0].name = "i.logits"
-    nested.graph.node.append(helper.make_node("If", ["flag"], ["other"], then_branch=inner, else_branch=inner))
-    nested.graph.initializer.append(numpy_helper.from_array(handmade.np.ones((), bool), "flag"))
-    models = [handmade.decoder_proto(layers=1), outside, nested, handmade.decoder_proto(dtype=handmade.np.float16)]
-    return [model.SerializeToString() for model in models]
-
-
-_SEEDS: list[bytes] = []
-NASTY = [0, 1, 127, 128, 255, 256, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -1, -(2**31), -(2**63)]
-TEXTS = ["", "\0", "..", "../secret", "/etc/passwd", "link", "model.onnx", "model.onnx.data", "é" * 300, "h0", "logits"]
-
-
-def mutated_model(dice: random.Random) -> bytes:
-    """Return a model with its bytes or its fields changed in some places."""
-    import onnx
-
-    if not _SEEDS:
-        _SEEDS.extend(seeds())
-    content = dice.choice(_SEEDS)
-    if dice.random() < 0.4:
-        return _mutated_bytes(content, dice)
-    model = onnx.ModelProto.FromString(content)
-    for _ in range(dice.choice([1, 1, 2, 3, 8])):
-        _mutate(model, dice)
-    try:
-        return model.SerializeToString()
-    except ValueError:  # text that is no UTF-8
-        return content
-
-
-def _mutated_bytes(content: bytes, dice: random.Random) -> bytes:
-    data = bytearray(content)
-    for _ in range(dice.choice([1, 1, 2, 4, 16])):
-        at = dice.randrange(len(data)) if data else 0
-        if dice.random() < 0.7:  # most bytes are weights, of which any will do: aim at the ends, where the tags are
-            at = dice.choice([dice.randrange(0, 400), len(data) - dice.randrange(1, 400)]) % max(1, len(data))
-        match dice.randrange(4):
-            case 0:
-                data[at : at + 1] = bytes([dice.randrange(256)])
-            case 1:
-                del data[at : at + dice.choice([1, 2, 100, 10_000])]
-            case 2:
-                data[at:at] = bytes(dice.randrange(256) for _ in range(dice.choice([1, 2, 9])))
-            case _:
-                data[at:at] = data[: dice.randrange(1, 200)]
-    return bytes(data)
-
-
-def _mutate(message: object, dice: random.Random) -> None:
-    """Change one field somewhere below a protobuf message."""
-    fields = message.DESCRIPTOR.fields  # type: ignore[attr-defined]
-    present = [field for field, _ in message.ListFields()]  # type: ignore[attr-defined]
-    field = dice.choice(present if present and dice.random() < 0.9 else fields)
-    value = getattr(message, field.name)
-    repeated = hasattr(value, "__len__") and not isinstance(value, str | bytes)
-    if repeated and len(value):
-        match dice.randrange(10):
-            case 0:
-                del value[dice.randrange(len(value))]
-                return
-            case 1 if field.message_type:
-                value.add().CopyFrom(dice.choice(value))
-                return
-            case 2:
-                value.extend([dice.choice(value)] * dice.choice([1, 3]))
-                return
-            case 3 if len(value) > 1:
-                a, b = dice.randrange(len(value)), dice.randrange(len(value))
-                if field.message_type:
-                    value[a].CopyFrom(value[b])
-                else:
-                    value[a] = value[b]
-                return
-    if field.message_type:
-        inner = dice.choice(value) if repeated and len(value) else value.add() if repeated else value
-        _mutate(inner, dice)
-        return
-    try:
-        new = _value(field, dice)
-        if repeated:
-            value[dice.randrange(len(value))] = new if len(value) else value.append(new)
-        else:
-            setattr(message, field.name, new)
-    except (ValueError, TypeError, IndexError):  # outside the field's range
-        return
-
-
-def _value(field: object, dice: random.Random) -> object:
-    kind = field.cpp_type  # type: ignore[attr-defined]
-    if kind == 9:  # text or bytes
-        text = dice.choice(TEXTS)
-        return text.encode() if field.type == 12 else text  # type: ignore[attr-defined]
-    if kind in {5, 6}:
-        return dice.choice([float("nan"), float("inf"), -1.5, 1e38])
-    if kind == 8:
-        return dice.randrange(30)
-    return dice.choice([*NASTY, dice.randrange(200)])
-
-
-PIECES = [
-    "recipe: 1",
-    "passes:",
-    "- quantize:",
-    "nodes:",
-    "{bits: 8}",
-    "&a",
-    "*a",
-    "!!python/object:os.system",
-    "<<: *a",
-    "[",
-    "]",
-    "{",
-    "}",
-    "? ",
-    "|",
-    ">",
-    "'",
-    '"',
-    "---",
-    "...",
-    "%YAML 1.1",
-    "\t",
-    "\x00",
-    "\ufeff",
-    "\u2028",
-    "~",
-    "true",
-    "1e999",
-    "0x1",
-    "2024-01-01",
-    "role:lm_head",
-    "*: 4",
-    "layers: 0-999999999999",
-    "bits: 99999999999999",
-    "block_size: 1e9",
-    "[[[[[[[[",
-    "{a: {a: {a: ",
-    "target: cpu",
-    "method: k_quant",
-    "- tie-embeddings",
-]
-
-
-def mutated_recipe(dice: random.Random) -> bytes:
-    """Return a shipped recipe with lines and characters changed."""
-    from onnx_tailor import recipes
-
-    lines = recipes.path(dice.choice(recipes.names())).read_text(encoding="utf-8").split("\n")
-    for _ in range(dice.choice([1, 2, 4, 8])):
-        at = dice.randrange(len(lines))
-        indent = " " * dice.choice([0, 2, 4, 6, 8, 10])
-        match dice.randrange(5):
-            case 0:
-                lines[at] = indent + dice.choice(PIECES)
-            case 1:
-                lines.insert(at, indent + " ".join(dice.choice(PIECES) for _ in range(3)))
-            case 2:
-                lines[at] = lines[at][: dice.randrange(len(lines[at]) + 1)] + dice.choice(PIECES)
-            case 3:
-                lines[at] = lines[at].lstrip() if dice.random() < 0.5 else indent + lines[at]
-            case _:
-                lines += lines[at:] * dice.choice([1, 2, 50])
-    text = "\n".join(lines)
-    return text.encode() if dice.random() < 0.95 else text.encode("utf-16")
+def _keep(folder: Path, finding: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"FINDING in file {finding['seed']}: {finding['what']}", flush=True)
+    content = bytes.fromhex(finding.pop("content", ""))
+    finding.pop("counts", None)
+    (folder / f"{finding['seed']}.json").write_text(json.dumps(finding))
+    if content:
+        (folder / f"{finding['seed']}.bin").write_bytes(content)
 
 
 if __name__ == "__main__":
