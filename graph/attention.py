@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.dataflow import Flow
-from onnx_tailor.graph.model import is_op
+from onnx_tailor.graph.model import is_contrib, is_op
 
 _FUSED = frozenset(
     {
@@ -39,9 +39,9 @@ def find_attentions(flow: Flow) -> list[Attention]:
     """Return the attentions in the order of the file."""
     found = []
     for node in flow.nodes:
-        if node.op_type in _FUSED:
+        if is_op(node, *_FUSED) or is_contrib(node, *_FUSED):
             operands = [node.inputs[i] if i < len(node.inputs) else None for i in range(3)]
-            if node.op_type == "Attention" and node.domain == "com.microsoft":
+            if is_contrib(node, "Attention"):
                 operands = [node.inputs[0], None, None]  # its weights are its own inputs
             if operands[0] is not None:
                 found.append(_attention(flow, operands, node.outputs[0]))

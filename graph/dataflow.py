@@ -13,7 +13,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
-from onnx_tailor.graph.model import TailorModel, is_op
+from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
 from onnx_tailor.graph.products import Product, find_products
 
 _NO_FLOW = ("Shape", "Size", "NonZero", "ConstantOfShape", "Range")
@@ -191,7 +191,7 @@ def _sources(value: ir.Value, node: ir.Node) -> list[ir.Value]:
 
 def _is_table(node: ir.Node) -> bool:
     """Whether `node` gathers rows of stored numbers, as an embedding does."""
-    if node.op_type == "GatherBlockQuantized":
+    if is_contrib(node, "GatherBlockQuantized"):
         return True
     if not is_op(node, "Gather"):
         return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.dataflow import Flow
-from onnx_tailor.graph.model import is_op
+from onnx_tailor.graph.model import is_contrib, is_op
 from onnx_tailor.graph.products import Product
 
 _ACTIVATIONS = frozenset(
@@ -68,7 +68,7 @@ def find_routers(flow: Flow, taken: set[ir.Node]) -> set[ir.Node]:
     for node in flow.nodes:
         if is_op(node, "TopK"):
             ranked = node.inputs[0]
-        elif node.op_type in {"MoE", "QMoE"}:
+        elif is_contrib(node, "MoE", "QMoE"):
             ranked = node.inputs[1]
         else:
             continue

@@ -18,8 +18,25 @@ _MICROSOFT: dict[str, tuple[int, tuple[str, ...]]] = {
     "MatMulNBits": (3, ("K", "N", "bits", "block_size", "accuracy_level")),
     "GatherBlockQuantized": (1, ("bits", "block_size", "gather_axis", "quantize_axis")),
     "FusedMatMul": (2, ("transA", "transB", "transBatchA", "transBatchB")),
+    "MatMulBnb4": (2, ("K", "N")),
+    "MoE": (3, ()),
+    "QMoE": (3, ("expert_weight_bits", "block_size")),
+    **dict.fromkeys(("Attention", "PackedMultiHeadAttention"), (1, ("num_heads",))),
+    **dict.fromkeys(
+        (
+            "DecoderMaskedMultiHeadAttention",
+            "GroupQueryAttention",
+            "MultiHeadAttention",
+            "PagedAttention",
+            "SparseAttention",
+        ),
+        (1, ("num_heads", "kv_num_heads")),
+    ),
 }
 """Fewest inputs, and attributes that are integers, of operators that passes look into and onnx has no schema of."""
+
+_HIDDEN = {"If": 0, "Loop": 1, "Scan": 0}
+"""Operators with graphs inside, and how many of a graph's outputs are none of the node's: a Loop's condition."""
 
 
 def require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
@@ -48,6 +65,15 @@ def require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
             raise ModelError(f"{where} has the attribute {name} of the type {attribute.type.name}")
     if missing := required - node.attributes.keys():
         raise ModelError(f"{where} lacks the attribute {min(missing)}")
+    _require_outputs(node, where)
+
+
+def _require_outputs(node: ir.Node, where: str) -> None:
+    """Check that the graphs inside a node yield what the node says it does."""
+    hidden = _HIDDEN.get(node.op_type, 0)
+    for name, attribute in node.attributes.items() if node.op_type in _HIDDEN else ():
+        if attribute.type == ir.AttributeType.GRAPH and len(attribute.as_graph().outputs) - hidden < len(node.outputs):
+            raise ModelError(f"{where} yields more values than the graph in its {name}")
 
 
 _Schema = tuple[int, int, dict[str, ir.AttributeType], frozenset[str]]
@@ -59,7 +85,9 @@ def _schema(op_type: str, version: int) -> _Schema:
     try:
         schema = onnx.defs.get_schema(op_type, version, "")
     except (onnx.defs.SchemaError, TypeError, OverflowError):  # an operator or a version that this onnx does not know
-        return 0, 0, {}, frozenset()
+        if not onnx.defs.has(op_type, ""):
+            return 0, 0, {}, frozenset()
+        schema = onnx.defs.get_schema(op_type, "")
     types = {name: ir.AttributeType[str(each.type).rpartition(".")[2]] for name, each in schema.attributes.items()}
     required = frozenset(name for name, each in schema.attributes.items() if each.required)
     return schema.min_input, schema.min_output, types, required

@@ -13,7 +13,8 @@ from onnx_tailor.graph import receipt
 from onnx_tailor.graph.candidates import Candidate, expert_place, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
-from onnx_tailor.graph.model import TailorModel, attribute
+from onnx_tailor.graph.integers import dimensions
+from onnx_tailor.graph.model import TailorModel, attribute, is_contrib
 from onnx_tailor.graph.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.roles import Place, find_places, place
@@ -62,7 +63,7 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     candidates = find_candidates(model)
     projections = [_projection(candidate) for candidate in candidates if candidate.projections or candidate.stacks]
     projections += [_quantized_stack(found) for found in block_tables if _is_stack(found)]
-    projections += [_quantized_projection(n, places[n]) for n in model.nodes() if n.op_type == "MatMulNBits"]
+    projections += [_quantized_projection(n, places[n]) for n in model.nodes() if is_contrib(n, "MatMulNBits")]
     projections += [_qdq_projection(weight) for weight in find_qdq_weights(model)]
     return FileInspection(
         model.path.name,
@@ -76,7 +77,7 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
 
 
 def _tied(model: TailorModel) -> dict[str, str]:
-    codes = [node.inputs[1] for node in model.nodes() if node.op_type == "MatMulNBits"]
+    codes = [node.inputs[1] for node in model.nodes() if is_contrib(node, "MatMulNBits")]
     for found in find_block_tables(model):
         if isinstance(found, FoundTable) and any(_same_bytes(found.table.codes, other) for other in codes):
             return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
@@ -195,7 +196,7 @@ def _quantized_table(found: FoundTable | Unread) -> dict[str, Any]:
         return {
             "node": found.node.name,
             "weight": data.name if data is not None else "(missing)",
-            "shape": list(data.shape.numpy()) if data is not None and data.shape is not None else [],
+            "shape": dimensions(data) or [],
             "dtype": str(data.dtype) if data is not None else "",
             "bytes": sum(tensor.nbytes for tensor in tensors if tensor is not None),
             "bits": attribute(found.node, "bits", 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def load(path: Path) -> TailorModel:
     require_plain_weights(proto.graph, path)
     try:
         logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
-        model = ir.from_proto(proto)
+        with warnings.catch_warnings(action="ignore"):
+            model = ir.from_proto(proto)
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
         raise ModelError(f"{path}: the graph cannot be read ({innermost(error)})") from error
     sources = _Sources(path, {})
@@ -44,7 +46,7 @@ def load(path: Path) -> TailorModel:
         for node in function:
             _replace_attributes(node, sources)
     require_sound(model, path)
-    inline_weights(model)
+    inline_weights(model, path)
     # A weight inside a Constant node is a weight like any other. The limit is one of elements, of up to eight bytes.
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT // 8)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
@@ -65,6 +67,8 @@ class _Sources:
         if not isinstance(tensor, ir.ExternalTensor):
             return tensor
         name, location = tensor.name or "(no name)", str(tensor.location)
+        if tensor.dtype == ir.DataType.STRING:
+            raise ModelError(f"{self.path}: weight {name} is text, which cannot lie in a data file")
         if location not in self.files:
             own = location == self.path.name
             file = self.path if own else resolve_location(self.path, location, name)

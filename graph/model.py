@@ -181,6 +181,11 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types
 
 
+def is_contrib(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether `node` is one of the operators `op_types` of ONNX Runtime's own domain."""
+    return node is not None and node.domain == MICROSOFT and node.op_type in op_types
+
+
 def attribute(node: ir.Node, name: str, default: int) -> int:
     """Return the integer attribute `name`."""
     found = node.attributes.get(name)

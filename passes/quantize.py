@@ -14,7 +14,7 @@ from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, is_op
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, is_contrib, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.scales import read_as
 from onnx_tailor.graph.stacks import Stack, as_matrices, chosen_stack, find_stacks, stack_rows
@@ -368,7 +368,7 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
 
 def _unusable(model: TailorModel) -> Iterator[Skip]:
     """Yield the multiplications by a constant that are no projection, with the reason."""
-    quantized = sum(node.op_type == "MatMulNBits" for node in model.nodes())
+    quantized = sum(is_contrib(node, "MatMulNBits") for node in model.nodes())
     if quantized:
         yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
     known = {stack.product for stack in find_stacks(model)}

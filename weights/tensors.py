@@ -66,7 +66,7 @@ class WeightTensor(ir.TensorProtocol):
         A value that callers can feed is no weight, whatever it defaults to.
         """
         tensor = value.const_value
-        if value.is_graph_input() or not value.is_initializer() or tensor is None:
+        if value.is_graph_input() or not value.is_initializer() or tensor is None or tensor.dtype == ir.DataType.STRING:
             return None
         if not isinstance(tensor, cls):
             dims = tuple(tensor.shape.numpy())

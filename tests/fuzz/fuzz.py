@@ -1,6 +1,6 @@
 """Mutate models and recipes, and hold every command to its promises. Not part of the test suite.
 
-    python tests/fuzz/fuzz.py [--files 100000] [--seed 0] [--workers 1] [--seconds 3600] [--kind model|recipe] [--keep FOLDER]
+    python tests/fuzz/fuzz.py [--files 100000] [--seed 0] [--workers 1] [--seconds 3600] [--kind model|recipe]
 
 A mutated file may be read or refused, but never: an exception other than our own, a traceback, a warning of a library,
 an error of several lines, more than 10 s of processor time or 512 MiB of memory, an output after a refusal, a changed
@@ -74,8 +74,13 @@ def main() -> None:
         for each in children:
             each.stop()
     done = totals.total()
-    print(f"{done} files from seed {options.seed} on, {findings} findings, {time.monotonic() - started:.0f} s, ", end="")
-    print(f"{options.workers} processes, {os.cpu_count()} processors, Python {platform.python_version()}, {platform.system()}")
+    print(
+        f"{done} files from seed {options.seed} on, {findings} findings, {time.monotonic() - started:.0f} s, ", end=""
+    )
+    print(
+        f"{options.workers} processes, {os.cpu_count()} processors, "
+        f"Python {platform.python_version()}, {platform.system()}"
+    )
     for kind, count in sorted(totals.items(), key=lambda item: -item[1]):
         print(f"{count:8} {kind}")
     sys.exit(1 if findings else 0)
@@ -87,7 +92,7 @@ class Child:
     def __init__(self, options: argparse.Namespace, at: int, end: int) -> None:
         self.options, self.at, self.end = options, at, end
         self.process: subprocess.Popen[str] | None = None
-        self.progress = tempfile.NamedTemporaryFile(prefix="fuzz-progress-")
+        self.progress = tempfile.NamedTemporaryFile(prefix="fuzz-progress-")  # noqa: SIM115 # lives as long as this object
         self.seen = time.monotonic()
 
     def start(self, waiting: selectors.BaseSelector) -> None:
@@ -98,7 +103,9 @@ class Child:
         command = [sys.executable, __file__, "--child", str(self.at), "--files", str(self.end - self.at)]
         command += ["--kind", self.options.kind, "--keep", self.progress.name]
         environment = {**os.environ, "MALLOC_ARENA_MAX": "2"}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         self.seen = time.monotonic()
         waiting.register(self._output, selectors.EVENT_READ, self)
 
@@ -149,7 +156,7 @@ def child(options: argparse.Namespace) -> None:
 
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)  # whose default is to end the process
-    shared = "/dev/shm"  # noqa: S108 # memory, where there is one: nothing waits for a disk
+    shared = "/dev/shm"  # memory, where there is one: nothing waits for a disk
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=shared if os.access(shared, os.W_OK) else None) as scratch:
         tempfile.tempdir = scratch
         os.environ["TMPDIR"] = scratch

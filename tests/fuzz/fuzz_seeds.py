@@ -64,7 +64,9 @@ def _nested(model: onnx.ModelProto, depth: int) -> onnx.ModelProto:
             value.name = prefix + value.name
         outer = handmade.decoder_proto(layers=1, **SIZES)
         outer.graph.node.append(
-            helper.make_node("If", ["flag"], [f"other{level}"], name=f"if{level}", then_branch=branch, else_branch=branch)
+            helper.make_node(
+                "If", ["flag"], [f"other{level}"], name=f"if{level}", then_branch=branch, else_branch=branch
+            )
         )
         outer.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
         model = outer
@@ -85,7 +87,9 @@ def _constants(model: onnx.ModelProto) -> onnx.ModelProto:
 def _functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Put the product of a layer into a function that another function calls."""
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
-    inner = helper.make_function("local", "Inner", ["x", "w"], ["y"], [helper.make_node("MatMul", ["x", "w"], ["y"])], opsets)
+    inner = helper.make_function(
+        "local", "Inner", ["x", "w"], ["y"], [helper.make_node("MatMul", ["x", "w"], ["y"])], opsets
+    )
     call = helper.make_node("Inner", ["x", "w"], ["m"], domain="local")
     outer = helper.make_function(
         "local", "Outer", ["x", "w"], ["y"], [call, helper.make_node("Add", ["x", "m"], ["y"])], opsets
@@ -107,7 +111,11 @@ def _loop(model: onnx.ModelProto) -> onnx.ModelProto:
             helper.make_node("MatMul", ["state", weight], ["next"], name="in_loop"),
         ],
         "body",
-        [info("step", TensorProto.INT64, []), info("going", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, None)],
+        [
+            info("step", TensorProto.INT64, []),
+            info("going", TensorProto.BOOL, []),
+            info("state", TensorProto.FLOAT, None),
+        ],
         [info("goes_on", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
     )
     model.graph.node.insert(1, helper.make_node("Loop", ["count", "", "h0"], ["looped"], name="loop", body=body))

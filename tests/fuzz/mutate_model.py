@@ -14,11 +14,41 @@ from onnx import TensorProto, helper
 
 NASTY = [0, 1, 127, 128, 255, 256, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -1, -(2**31), -(2**63)]
 TEXTS = ["", "\0", "..", "../secret", "/etc/passwd", "link", "model.onnx", DATA, "é" * 300, "h0", "logits", "-1", "1e3"]
-OPERATORS = (
-    "Add Cast Clip Concat Constant DequantizeLinear Einsum Gather Gemm Identity If Loop MatMul Mul Reshape Scan Shape "
-    "Slice Softmax Split Squeeze TopK Transpose Unsqueeze Where MatMulNBits GatherBlockQuantized FusedMatMul "
-    "GroupQueryAttention QMoE Attention QuantizeLinear MatMulInteger"
-).split()
+OPERATORS = [
+    "Add",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Constant",
+    "DequantizeLinear",
+    "Einsum",
+    "Gather",
+    "Gemm",
+    "Identity",
+    "If",
+    "Loop",
+    "MatMul",
+    "Mul",
+    "Reshape",
+    "Scan",
+    "Shape",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Squeeze",
+    "TopK",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+    "MatMulNBits",
+    "GatherBlockQuantized",
+    "FusedMatMul",
+    "GroupQueryAttention",
+    "QMoE",
+    "Attention",
+    "QuantizeLinear",
+    "MatMulInteger",
+]
 
 
 def mutated(dice: random.Random) -> tuple[str, Seed]:
@@ -210,7 +240,9 @@ def _order(model: onnx.ModelProto, dice: random.Random) -> None:
 
 def _attribute(model: onnx.ModelProto, dice: random.Random) -> None:
     node = _node(model, dice)
-    name = dice.choice(["axis", "perm", "to", "bits", "block_size", "N", "K", "transB", "equation", "value", "body", "x"])
+    name = dice.choice(
+        ["axis", "perm", "to", "bits", "block_size", "N", "K", "transB", "equation", "value", "body", "x"]
+    )
     if node.attribute and dice.random() < 0.5:
         name = dice.choice(node.attribute).name
         del node.attribute[:]
@@ -265,7 +297,10 @@ def _imports(model: onnx.ModelProto, dice: random.Random) -> None:
 def _function(model: onnx.ModelProto, dice: random.Random) -> None:
     """Make a function of some nodes, which may call itself, and call it."""
     name = dice.choice(["f", "Outer", "MatMul"])
-    nodes = [*model.graph.node[: dice.randrange(4)], helper.make_node(dice.choice([name, "Inner"]), ["x"], ["y"], domain="local")]
+    nodes = [
+        *model.graph.node[: dice.randrange(4)],
+        helper.make_node(dice.choice([name, "Inner"]), ["x"], ["y"], domain="local"),
+    ]
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
     model.functions.append(helper.make_function(dice.choice(["local", ""]), name, ["x"], ["y"], nodes, opsets))
     model.opset_import.append(helper.make_opsetid("local", 1))

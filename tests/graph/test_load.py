@@ -273,6 +273,106 @@ def test_nodes_that_their_operator_does_not_allow(tmp_path: Path, edit: Edit, me
     assert message in refused(path, tmp_path / "out")
 
 
+def _branch_without_outputs(model: onnx.ModelProto) -> None:
+    branch = helper.make_graph([], "branch", [], [])
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    model.graph.node[-1].output[0] = "one"
+    model.graph.node.append(
+        helper.make_node("If", ["flag"], ["logits"], name="if", then_branch=branch, else_branch=branch)
+    )
+
+
+def _mixture_without_experts(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("MoE", ["h0"], ["mixed"], name="moe", domain="com.microsoft"))
+
+
+def _einsum_before_there_was_one(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 9
+    model.graph.node.append(helper.make_node("Einsum", ["h0", "h0"], ["summed"], name="sum"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_branch_without_outputs, "the If node if yields more values than the graph in its "),
+        (_mixture_without_experts, "the MoE node moe has 1 inputs and 1 outputs, fewer than"),
+        (_einsum_before_there_was_one, "the Einsum node sum lacks the attribute equation"),
+    ],
+)
+def test_nodes_found_by_the_fuzzer(tmp_path: Path, edit: Edit, message: str) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    assert message in refused(path, tmp_path / "out")
+
+
+def _without_values(model: onnx.ModelProto) -> None:
+    weight(model).ClearField("raw_data")
+
+
+def _text_outside(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer.add(name="words", data_type=TensorProto.STRING, dims=[2])
+    handmade.refer(tensor, location="m.onnx", offset=0, length=8)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_without_values, "weight lm_head.weight is FLOAT[64, 96], but its values are not so many"),
+        (_text_outside, "weight words is text, which cannot lie in a data file"),
+    ],
+)
+def test_weights_found_by_the_fuzzer(tmp_path: Path, edit: Edit, message: str) -> None:
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    assert message in refused(path, tmp_path / "out")
+
+
+def test_what_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
+    """Operators of another domain called as ONNX Runtime's are, text as a weight, data entries of other tools."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid("other", 1))
+        for op_type in ("MatMulNBits", "MoE", "GatherBlockQuantized", "GroupQueryAttention"):
+            model.graph.node.append(helper.make_node(op_type, [], [op_type], domain="other"))
+        model.graph.node.append(helper.make_node("MatMul", ["h0", "words"], ["odd"], name="odd"))
+
+    path = handmade.decoder(tmp_path / "m.onnx", edit=edit)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key="note", value="of another tool")
+    model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"]))
+    path.write_bytes(model.SerializeToString())
+    for command in (["inspect", str(path)], ["run", "rtn", str(path), "-o", str(tmp_path / "out")]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("version", [17, 18, 21])
+def test_a_function_of_another_version_that_means_the_same(tmp_path: Path, version: int) -> None:
+    """MatMul has meant the same since version 13."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        opsets = [helper.make_opsetid("", version)]
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        model.functions.append(helper.make_function("f", "Linear", ["x", "w"], ["y"], [node], opsets))
+        model.opset_import.append(helper.make_opsetid("f", 1))
+        model.graph.node[1].op_type, model.graph.node[1].domain = "Linear", "f"
+
+    path = handmade.decoder(tmp_path / "m.onnx", edit=edit)
+    result = CliRunner().invoke(app, ["run", "rtn", str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    written = onnx.load(tmp_path / "out" / "m.onnx", load_external_data=False)
+    assert not written.functions
+    assert [node.op_type for node in written.graph.node].count("MatMul") == 0
+
+
+def test_a_function_that_a_call_does_not_fit(tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        _functions(model, [("a", [])])
+        model.graph.node[-1].input.append("h0")
+
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    assert "its functions cannot be put in the place of their calls (" in refused(path, tmp_path / "out")
+
+
 def test_nodes_in_any_order_are_put_in_order(tmp_path: Path) -> None:
     """Some writers leave nodes unsorted; ONNX Runtime reads them, and so do we."""
 
