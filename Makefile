@@ -38,7 +38,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; run: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[report]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,report]' --group dev
 	touch $@
 
 clean:

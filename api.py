@@ -50,6 +50,7 @@ def run(
     target: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    executor: str = "threads",
     progress: Progress | None = None,
 ) -> Report:
     """Run a recipe, or a list of passes, on an ONNX file or a folder of them, and write the result into `out`.
@@ -61,6 +62,7 @@ def run(
         target: what will run the model; wins over the recipe's.
         dry_run: run the passes and report, but write nothing.
         overwrite: replace `out` where it exists.
+        executor: `threads`, or `dask://HOST:PORT` for the workers of a cluster.
         progress: is told about the bytes done.
 
     Raises:
@@ -78,6 +80,7 @@ def run(
         target=target,
         dry_run=dry_run,
         overwrite=overwrite,
+        executor=executor,
         progress=progress,
     )
 

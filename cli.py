@@ -131,6 +131,9 @@ def run(
     data_per_model: Annotated[
         bool, typer.Option("--data-per-model", help="Give each model of a folder its own data file.")
     ] = False,
+    executor: Annotated[
+        str, typer.Option(metavar="WHERE", help="Who computes: threads of this process, or dask://HOST:PORT.")
+    ] = "threads",
     verify: Annotated[
         bool, typer.Option("--verify", help="Measure the result as the command `verify` does, before it is kept.")
     ] = False,
@@ -172,6 +175,7 @@ def run(
             client=client.value if client else None,
             per_model=data_per_model,
             max_shard_size=None if max_shard_size is None else units.parse_size(max_shard_size),
+            executor=executor,
             progress=watch,
             check=check,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_tailor import __version__
+from onnx_tailor.cluster.choose import THREADS, executor_of
 from onnx_tailor.errors import ModelError, OptionError, UsageError
 from onnx_tailor.graph.annotations import forget_named_sizes
 from onnx_tailor.graph.inspection import Inspection, inspect_model
@@ -43,6 +44,7 @@ def run(
     client: Client | None = None,
     per_model: bool = False,
     max_shard_size: int | None = None,
+    executor: str = THREADS,
     progress: Progress | None = None,
     check: Check | None = None,
 ) -> Report:
@@ -51,12 +53,13 @@ def run(
     `out` appears under its name only when it is whole, and when `check`, which is given the files of each model
     before and after, does not raise; what it returns stands in the report. With `resume`, the tasks that an interrupted
     run finished are taken over. The models of a folder share one data file, unless `per_model`; no data file becomes
-    larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them.
+    larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them. `executor` is
+    `threads`, or `dask://HOST:PORT` for the workers of a cluster.
 
     Raises:
-        UsageError: `out` is in the way, or the recipe does not fit this model.
+        UsageError: `out` is in the way, or the recipe does not fit this model; or there is no such executor.
         ModelError: the model cannot be read, or not rewritten as asked.
-        OutputError: another run is writing to `out`, or its disk fails or is full.
+        OutputError: another run is writing to `out`, its disk fails or is full, or the cluster is gone.
     """
     started = time.monotonic()
     chosen = TARGETS[target or recipe.target or DEFAULT]
@@ -65,7 +68,11 @@ def run(
         out = _checked(out, models, overwrite=overwrite)
     before = measure(models, _bytes_on_disk(models))
     watch = progress or Silent()
-    with tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch, Digests() as digests:
+    with (
+        executor_of(executor) as hands,
+        tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch,
+        Digests() as digests,
+    ):
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file.path for each in models for file in each.files)
         passes = tuple(_run_pass(step, each, chosen, Path(scratch), watch) for each in models for step in recipe.steps)
@@ -87,7 +94,7 @@ def run(
             recipe_text=recipe.text,
             settings=recipe.settings,
         )
-        job = Job(models, arrangement, report, check)
+        job = Job(models, arrangement, report, hands, check)
         if dry_run or out is None:
             expected = forecast(job)
             after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))

@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +78,10 @@ class InputStatistics:
     has_hessian: bool
     stamp: int
     """When the file was written: another calibration in its place is another one."""
+
+    def __reduce__(self) -> tuple[type[InputStatistics], tuple[object, ...]]:
+        """Name the file so that another process finds it, whatever its current folder."""
+        return InputStatistics, (self.path.absolute(), *(getattr(self, f.name) for f in fields(self)[1:]))
 
     def mean_square(self) -> npt.NDArray[np.float32]:
         """Return the mean of x^2 [columns]."""

@@ -4,6 +4,7 @@
 .OUT.onnx-tailor/new/      the output in the making
 .OUT.onnx-tailor/journal   the finished tasks, for `--resume`
 .OUT.onnx-tailor/old/      the output that was, for the moment in which it is replaced
+.OUT.onnx-tailor/token     by which the workers of a cluster know the folder
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ class Work:
         """The journal; absent where there is nothing to go on with."""
         return self.path / "journal"
 
+    @property
+    def token(self) -> Path:
+        """By it the workers of a cluster know the folder as theirs."""
+        return self.path / "token"
+
     def clear(self) -> None:
         """Forget what an earlier run left."""
+        self.token.unlink(missing_ok=True)  # first of all: its workers may live yet
         self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()

@@ -27,6 +27,7 @@ from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
 from onnx_tailor.weights import journal
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.pool import workers
+from onnx_tailor.weights.tasks import Destination, Executor
 from onnx_tailor.weights.writer import write
 
 Check = Callable[[Sequence[tuple[Path, Path]], Report], Sequence[Mapping[str, Any]]]
@@ -44,6 +45,7 @@ class Job:
     models: Sequence[TailorModel]
     arrangement: Arrangement
     report: Report
+    executor: Executor
     check: Check | None = None
 
     @property
@@ -99,7 +101,7 @@ def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, 
     Raises:
         ModelError: a weight cannot be computed, an input was changed meanwhile, or `check` refuses the result.
         ResumeError: what is there was written by a run that did something else.
-        OutputError: the disk has too little room.
+        OutputError: the disk has too little room, or a cluster is gone.
     """
     notes = _journal(job, work, resume=resume)
     models = work.folder / job.arrangement.subfolder
@@ -112,7 +114,7 @@ def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, 
         # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job are
         # computed again for the graph, and must be those that belong to the large ones.
         with threadpool_limits(1, user_api="blas"):
-            write(job.storage.plan, models, progress, notes)
+            write(job.storage.plan, Destination(models, work.token), progress, notes, job.executor)
             names = _write_small(job, models, work.folder)
         inputs = digests.of(read)
     finally:

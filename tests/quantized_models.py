@@ -17,6 +17,8 @@ from onnx_tailor.graph.save import plan_storage, write_graph
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.progress import Silent
 from onnx_tailor.weights import journal
+from onnx_tailor.weights.tasks import Destination
+from onnx_tailor.weights.threads import Threads
 from onnx_tailor.weights.writer import write
 
 LAYOUTS = ("alias", "shared", "correction", "plain", "reshape")
@@ -220,7 +222,7 @@ def convert(path: Path, folder: Path, *layouts: str) -> Path:
         out.mkdir()
         storage = plan_storage([model])
         notes = journal.begin(out / "journal", {})
-        write(storage.plan, out, Silent(), notes)
+        write(storage.plan, Destination(out, out / "token"), Silent(), notes, Threads())
         notes.close()
         write_graph(model, storage, *storage.stores, out)
         path = out / path.name

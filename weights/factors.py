@@ -38,6 +38,10 @@ class SharedFactor:
         """
         return self.cache.get(self)
 
+    def __reduce__(self) -> tuple[Callable[..., SharedFactor], tuple[object, ...]]:
+        """Be one object on another machine too, with that machine's cache."""
+        return _elsewhere, (self.name, self.source, self.load)
+
 
 @dataclass(frozen=True, eq=False)
 class FactorCache:
@@ -67,3 +71,12 @@ class FactorCache:
                 found.set_exception(error)
                 raise
         return found.result()
+
+
+_CACHE = FactorCache()
+"""That of a process which carries out another's tasks."""
+_KNOWN: dict[Hashable, SharedFactor] = {}
+
+
+def _elsewhere(name: str, source: Hashable, load: Callable[[], npt.NDArray[np.float32]]) -> SharedFactor:
+    return _KNOWN.setdefault(source, SharedFactor(name, source, load, _CACHE))

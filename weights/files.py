@@ -17,13 +17,16 @@ from onnx_tailor.errors import ModelError
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of weights, open for reading from any thread. Equal when the path is equal."""
+    """A file of weights, open for reading from any thread. Equal when the path is equal.
+
+    Pickled, it is the file of that path on another machine, where inodes may differ.
+    """
 
     path: Path
     size: int = field(compare=False)
     """Bytes, when the model was loaded."""
-    stamp: tuple[int, int, int] = field(compare=False, repr=False)
-    """Inode, bytes, and nanoseconds of the last change, when the model was loaded."""
+    stamp: tuple[int | None, int, int] = field(compare=False, repr=False)
+    """Inode, bytes, and nanoseconds of the last change, when the model was loaded; no inode on another machine."""
     _local: threading.local = field(compare=False, repr=False, default_factory=threading.local)
 
     @classmethod
@@ -42,6 +45,10 @@ class DataFile:
                 f"{path}: the model's data file cannot be read ({error.strerror}); put it beside the ONNX file"
             ) from error
         return cls(path, stamp[1], stamp)
+
+    def __reduce__(self) -> tuple[type[DataFile], tuple[object, ...]]:
+        """Leave out what holds on one machine alone."""
+        return DataFile, (self.path.absolute(), self.size, (None, *self.stamp[1:]))
 
     def read_into(self, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
         """Fill the contiguous `buffer` with the file's bytes from `offset` on.
@@ -68,9 +75,9 @@ class DataFile:
             try:
                 handle = self._local.handle = FileIO(self.path)
             except OSError as error:
-                raise ModelError(f"{self.path}: cannot be read any more ({error.strerror}); run again") from error
-            if _stamp(handle) != self.stamp:
-                raise ModelError(f"{self.path}: the file was changed during the run; run again")
+                raise ModelError(f"{self.path}: cannot be read any more ({error.strerror}); {self._advice}") from error
+            if not self._is_same(handle):
+                raise ModelError(f"{self.path}: the file was changed during the run; {self._advice}")
         return handle
 
     def require_unchanged(self) -> None:
@@ -81,11 +88,19 @@ class DataFile:
         """
         try:
             with FileIO(self.path) as file:
-                same = _stamp(file) == self.stamp
+                same = self._is_same(file)
         except OSError:
             same = False
         if not same:
-            raise ModelError(f"{self.path}: the file was changed during the run; run again")
+            raise ModelError(f"{self.path}: the file was changed during the run; {self._advice}")
+
+    def _is_same(self, file: FileIO) -> bool:
+        inode, *rest = _stamp(file)
+        return rest == [*self.stamp[1:]] and self.stamp[0] in {None, inode}
+
+    @property
+    def _advice(self) -> str:
+        return "run again" if self.stamp[0] is not None else "every worker must see the model's files under their paths"
 
 
 def require_ordinary(path: Path) -> None:

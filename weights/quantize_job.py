@@ -25,6 +25,10 @@ class ErrorLog:
         self._lock = threading.Lock()
         self._tiles: dict[tuple[int, int], ErrorSums] = {}
 
+    def __reduce__(self) -> tuple[type[ErrorLog], tuple[()]]:
+        """Begin anew on another machine, which sends back what it measures."""
+        return ErrorLog, ()
+
     def record(self, tile: tuple[int, int], sums: ErrorSums) -> None:
         """Note a tile's sums; a tile that is computed again counts once."""
         with self._lock:

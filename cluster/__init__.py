@@ -1,0 +1,1 @@
+"""The tasks of a storage plan on the workers of a Dask cluster."""
