@@ -32,7 +32,7 @@ import time
 from onnx_tailor.weights import tasks
 tasks.Task.quick = getattr(tasks.Task, "quick", tasks.Task.carry_out)
 def slow(task, put):
-    time.sleep(0.04)
+    time.sleep(0.02)
     return task.quick(put)
 tasks.Task.carry_out = slow
 """
@@ -243,7 +243,8 @@ def test_what_a_worker_finds_wrong_is_said_in_one_sentence(tmp_path: Path, model
     assert result.exit_code == 1
     assert "holds nan at row" in result.stderr
     assert "(said by the worker tcp://" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in"]
 
 
@@ -252,7 +253,8 @@ def test_no_cluster(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
     result = call("run", "rtn", model, "-o", tmp_path / "out", "--executor", "dask://127.0.0.1:9")
     assert result.exit_code == 1
     assert "dask://127.0.0.1:9: no scheduler answers there; start one with `dask scheduler`" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("error: ") == 1
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
