@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.verify import facts
+from onnx_tailor.verify.facts import head_size, table_rows, windows
 from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class LanguageModel:
         open_size = any(len(e.shape) == 4 and not isinstance(e.shape[3], int) for e in states)
         windowed = any("sliding" in str(symbol) for each in states for symbol in each.shape)
         self._sizes = Sizes(
-            facts.head_size(path) if open_size or any("kv_cache_dim" in each.shape for each in states) else None,
-            facts.windows(path) if windowed else {},
+            head_size(path) if open_size or any("kv_cache_dim" in each.shape for each in states) else None,
+            windows(path) if windowed else {},
         )
 
     @property
@@ -103,7 +103,7 @@ class LanguageModel:
 
         """
         if self.logits is None:
-            rows = facts.table_rows(self.path)
+            rows = table_rows(self.path)
             if rows is None:
                 raise ModelError(f"The vocabulary of the {self.role} {self.path} cannot be found; give the tokens.")
             return rows
