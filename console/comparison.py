@@ -50,6 +50,8 @@ def show_measured(measured: Sequence[Measured], *, trace: bool = False) -> None:
     for name, each in zip(names, measured, strict=True):
         for line in each.exceeded:
             _line(console, f"limit exceeded: {f'{name}: ' if len(found) > 1 else ''}{line}", "red")
+    for note in dict.fromkeys(note for each in found for note in each.notes):
+        _line(console, note, "yellow")
     _line(console, f"{found[0].tokens:,} tokens, {found[0].source}", "dim")
     if found[0].random:
         _line(console, "random tokens show whether two models compute the same; --text measures quality", "dim")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +82,8 @@ class Comparison:
     relative to the largest of these; None for models without a cache or without logits."""
     decode_difference_reference: float | None
     """The same of the reference: what the arithmetic alone brings."""
+    notes: tuple[str, ...] = ()
+    """What a model needed to run that a correct file does not."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; numbers that JSON lacks become the strings "inf", "-inf" and "nan"."""
@@ -147,7 +149,7 @@ def _compare(ours: LanguageModel, theirs: LanguageModel, tokens: Tokens, done: C
     """Measure one pair; `done` is told of the tokens."""
     common = _common_outputs(ours, theirs)
     sums, differences, worst = _windows(ours, theirs, tokens, common, done)
-    return Comparison(
+    found = Comparison(
         reference=str(ours.path),
         candidate=str(theirs.path),
         tokens=int(tokens.windows.size),
@@ -171,6 +173,7 @@ def _compare(ours: LanguageModel, theirs: LanguageModel, tokens: Tokens, done: C
         decode_difference=_decode_difference(theirs, tokens.windows[:1, :_DECODED]),
         decode_difference_reference=_decode_difference(ours, tokens.windows[:1, :_DECODED]),
     )
+    return replace(found, notes=tuple(model.note for model in (ours, theirs) if model.note))
 
 
 def _common_outputs(ours: LanguageModel, theirs: LanguageModel) -> tuple[str, ...]:

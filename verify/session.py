@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
@@ -33,7 +34,10 @@ _LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
+"""Errors are raised besides, and told in our words."""
+_CONTRADICTION = "attempting to re-use buffer"
+"""What ONNX Runtime says where two values have the same declared length and different lengths."""
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """Where ONNX Runtime looks for the weights of a model that it is given as bytes."""
 # ONNX Runtime has no common base of its exceptions, and raises RuntimeError and ValueError besides.
@@ -71,7 +75,10 @@ class LanguageModel:
         """
         self.path = path
         self.role = role
-        self._session = _session(path, provider, _LEVELS[optimization], role, graph, folder)
+        self._open = partial(_session, path, provider, _LEVELS[optimization], role, graph, folder)
+        self._session = self._open()
+        self.note = ""
+        """What a run needed that a correct file does not; empty where there is nothing to say."""
         self.inputs = tuple(Input(each.name, each.type, tuple(each.shape)) for each in self._session.get_inputs())
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
@@ -129,9 +136,7 @@ class LanguageModel:
         except ModelError as error:
             raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
         try:
-            results = self._session.run_with_ort_values(
-                list(self.outputs), {name: _to_runtime(value) for name, value in values.items()}
-            )
+            results = self._run({name: _to_runtime(value) for name, value in values.items()})
             outputs = {name: _to_numpy(value) for name, value in zip(self.outputs, results, strict=True)}
         except _ORT_ERRORS as error:
             raise ModelError(
@@ -139,6 +144,19 @@ class LanguageModel:
             ) from error
         self._clear(outputs, (past.length if past else 0) + ids.shape[1])
         return outputs
+
+    def _run(self, values: dict[str, Any]) -> Any:
+        try:
+            return self._session.run_with_ort_values(list(self.outputs), values)
+        except _ORT_ERRORS as error:
+            if self.note or _CONTRADICTION not in str(error):
+                raise
+        self.note = (
+            f"The {self.role} {self.path.name} runs in ONNX Runtime only with enable_mem_reuse off: it declares one "
+            "symbolic length for values of different lengths."
+        )
+        self._session = self._open(reuse=False)
+        return self._session.run_with_ort_values(list(self.outputs), values)
 
     def _clear(self, outputs: dict[str, Array], total: int) -> None:
         """Put zeros where a sliding window's buffer holds no token yet: ONNX Runtime leaves what was in memory."""
@@ -173,17 +191,27 @@ class LanguageModel:
         return Cache((past.length if past else 0) + ids.shape[1], before | after)
 
 
-def _session(path: Path, provider: str, level: Any, role: str, graph: bytes | None, folder: Path | None) -> Any:
+def _session(
+    path: Path,
+    provider: str,
+    level: Any,
+    role: str,
+    graph: bytes | None,
+    folder: Path | None,
+    *,
+    reuse: bool = True,
+) -> Any:
     """Open the session, on `provider` and nothing else but the CPU."""
     if provider not in ort.get_available_providers():
         known = ", ".join(ort.get_available_providers())
         raise UsageError(f"ONNX Runtime has no {provider} here; it has {known}.")
     options = ort.SessionOptions()
     options.graph_optimization_level = level
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     # The arena keeps the largest outputs it ever held, rounded up to a power of two: up to 512 MiB for one window
     # of a 262144-word vocabulary.
     options.enable_cpu_mem_arena = False
+    options.enable_mem_reuse = reuse
     if not path.is_file():
         raise ModelError(f"The {role} {path} is not a file.")
     if graph is not None:

@@ -21,7 +21,7 @@ Which exports of which exporters were tied and quantized, and what was checked. 
 - bfloat16: the CPU provider of ONNX Runtime lacks many of its kernels, so most inputs do not load there. Those ran,
   before and after, with every bfloat16 widened to float32, which is exact for weights: `as float32`.
 - genai in fp16, on the CPU: the builder declares the length of repeated keys as `sequence_length`, so ONNX Runtime
-  fails to reuse a buffer, in decoding or, when memory is laid out otherwise, at once.
+  fails to reuse a buffer; such inputs ran without that reuse. What onnx-tailor writes has no such names, and ran with.
 - The tie and the recipe of 4 bits were run a second time on their own output, which changed nothing."""
 
 

@@ -198,6 +198,9 @@ def _compare(before: Path, after: Path, name: str, dtype: str, outcome: Outcome)
             return
         if ours.has_past and cache is None:
             inputs.append((ids[:, -2:-1], ours.cache(one, ids)))
+    outcome.notes += ["the input runs only with enable_mem_reuse off"] if ours.note else []
+    if theirs.note:
+        outcome.failures.append(theirs.note)
     logits = ours.logits
     for one, other, tokens in steps:
         worst = max(difference(one[key], other[key]).max_rel for key in one)
