@@ -52,9 +52,9 @@ def test_it_runs_without_reuse_of_buffers_and_says_so(tmp_path: Path) -> None:
     assert "enable_mem_reuse off" in model.note
     table = numpy_helper.to_array(onnx.load(path).graph.initializer[0])
     np.testing.assert_allclose(found[0], 2 * table[ids[0], ::-1] @ table.T, rtol=0, atol=1e-4)
-    assert compare(path, path).notes == (
-        "The reference model.onnx runs in ONNX Runtime only with enable_mem_reuse off: it declares one symbolic length "
-        "for values of different lengths.",
-        "The candidate model.onnx runs in ONNX Runtime only with enable_mem_reuse off: it declares one symbolic length "
-        "for values of different lengths.",
-    )
+    what = "model.onnx runs in ONNX Runtime only with enable_mem_reuse off: it declares one symbolic length"
+    notes = compare(path, path).notes
+    assert [note.removesuffix(" for values of different lengths.") for note in notes] == [
+        f"The reference {what}",
+        f"The candidate {what}",
+    ]
