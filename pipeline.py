@@ -24,9 +24,10 @@ from onnx_tailor.output.forecast import forecast
 from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import working
 from onnx_tailor.output.write import Check, Job, write_output
+from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.report import Change, PassReport, Report, Skip
-from onnx_tailor.targets import DEFAULT, TARGETS, Target
+from onnx_tailor.targets import DEFAULT, TARGETS
 
 if TYPE_CHECKING:
     from onnx_tailor.recipe import Recipe, Step
@@ -75,7 +76,8 @@ def run(
     ):
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file.path for each in models for file in each.files)
-        passes = tuple(_run_pass(step, each, chosen, Path(scratch), watch) for each in models for step in recipe.steps)
+        circumstances = Circumstances(chosen, Path(scratch), watch, dry_run)
+        passes = tuple(_run_pass(step, each, circumstances) for each in models for step in recipe.steps)
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
                 forget_named_sizes(each)
@@ -137,11 +139,11 @@ def model_files(model: Path) -> list[Path]:
     return [model]
 
 
-def _run_pass(step: Step, model: TailorModel, target: Target, scratch: Path, progress: Progress) -> PassReport:
+def _run_pass(step: Step, model: TailorModel, circumstances: Circumstances) -> PassReport:
     started = time.monotonic()
     try:
-        prepared = step.pass_.prepare(model, scratch, progress)
-        results = [_located(result, step) for result in prepared.apply(model, target)]
+        prepared = step.pass_.prepare(model, circumstances)
+        results = [_located(result, step) for result in prepared.apply(model, circumstances.target)]
     except OptionError as error:
         from onnx_tailor import recipe as recipes  # `inspect` reads none, and need not wait for it
 

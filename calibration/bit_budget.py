@@ -1,121 +1,194 @@
-"""Choose each weight's bits so that the model predicts as it did, as nearly as a size allows."""
+"""Choose how each weight is stored so that the model predicts as it did, as nearly as a size allows."""
 
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.calibration.in_memory import runner
-from onnx_tailor.calibration.sensitivity import choose, find_groups, share_out
+from onnx_tailor.calibration.sensitivity import choose, find_groups, reach, share_out
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.roles import Place
 from onnx_tailor.progress import Progress
 from onnx_tailor.quant import Bits, BlockFormat, dequantize, quantize
+from onnx_tailor.weights.view import Window
 
 if TYPE_CHECKING:
     from onnx_tailor.verify.tokens import Tokens
 
-CHOICES: tuple[Bits, ...] = (2, 4, 8)
-MEASURED_BITS: Bits = 4
-"""Bits at which groups are measured: large enough an error to see, small enough to add up."""
-_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_BUDGET = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*(bpw|{'|'.join(_UNITS)})\s*")
 _CHUNKS, _ROWS = 8, 32
 """Runs of rows, and rows of each, that stand for a whole weight where its error is estimated."""
 _WINDOWS, _LENGTH = 4, 64
+ROUNDS = 3
+"""Times that a model is quantized and measured to keep within a divergence."""
+_MARGIN = 0.97
+"""Of the limit, which the next round aims at."""
 
-Quantizer = Callable[[TailorModel, Mapping[str, Bits]], None]
-"""Quantizes a model in memory: the weights that the patterns match, with these bits, and no others."""
+
+class Form(NamedTuple):
+    """A way to store a weight."""
+
+    bits: Bits | Literal["float"]
+    block_size: int = 0
+    """0 for float."""
+
+
+FLOAT = Form("float")
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """One weight as the choice sees it."""
+    """One weight, or the stacks of one mixture, as the choice sees it."""
 
-    candidate: Candidate
-    formats: Mapping[Bits, BlockFormat]
-    """By bits."""
-    sizes: Mapping[Bits, int]
-    """Stored bytes by bits."""
+    name: str
+    place: Place
+    views: tuple[Window, ...]
+    """Matrices [N, K]."""
+    formats: Mapping[Form, BlockFormat]
+    """How it could be stored with fewer bits."""
+    sizes: Mapping[Form, int]
+    """Stored bytes by form, float among them."""
+    measured: Form
+    """The form in which its group is measured: large enough an error to see, small enough to add up."""
     importance: npt.NDArray[np.float32] | None
 
+    @property
+    def pattern(self) -> str:
+        """A pattern of `nodes` that means it alone: its name, with the signs of patterns taken literally."""
+        return glob.escape(self.name)
 
-def parse_budget(text: str, parameters: int) -> int:
-    """Return the bytes that "4.5 bpw" or "180 MB" allows for all weights of a model with so many parameters.
+
+Quantizer = Callable[[TailorModel, Mapping[str, Form]], None]
+"""Quantizes a model in memory: the weights that the patterns match, in these forms, and no others."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen."""
+
+    forms: Mapping[str, Form]
+    """By the pattern that means the weight alone."""
+    divergence: float
+    """What the sum of the parts predicts, in nats a token; measured where a divergence was the goal."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measures changes of one model."""
+
+    model: TailorModel
+    windows: npt.NDArray[np.int64]
+    reference: Sequence[npt.NDArray[Any]]
+    watch: Progress
+
+    @classmethod
+    def of(cls, model: TailorModel, tokens: Tokens, runs: int, watch: Progress) -> Measure:
+        """Run the model as it is; `runs` more are to come."""
+        windows = tokens.windows[:: max(1, len(tokens.windows) // _WINDOWS)][:_WINDOWS, :_LENGTH]
+        watch.start("measuring the cost of bits", windows.size * (1 + runs), unit="tokens")
+        return cls(model, windows, list(_logits(_copy(model), windows, watch)), watch)
+
+    def divergence(self, quantizer: Quantizer, forms: Mapping[str, Form]) -> float:
+        """Return the mean KL divergence of the predictions after `quantizer`."""
+        from onnx_tailor.verify.metrics import LogitSums, logit_sums
+
+        changed = _copy(self.model)
+        quantizer(changed, forms)
+        total = LogitSums()
+        logits = _logits(changed, self.windows, self.watch)
+        for window, first, second in zip(self.windows, self.reference, logits, strict=True):
+            total += logit_sums(first, second, window)
+        return total.kl_mean
+
+
+def measured_costs(weights: Sequence[Weighed], measure: Measure, quantizer: Quantizer) -> list[dict[Form, float]]:
+    """Return the divergence that each weight causes in each form.
 
     Raises:
-        OptionError: the text is neither.
+        ModelError: the model cannot be run, or what is rewritten does not fit into a graph.
     """
-    found = _BUDGET.fullmatch(text)
-    if found is None:
-        message = f'budget {text!r} is neither bits per weight, as in "4.5 bpw", nor a size, as in "180 MB"'
-        raise OptionError(message, key=("budget",))
-    number, unit = float(found[1]), found[2]
-    return int(number * parameters / 8) if unit == "bpw" else int(number * _UNITS[unit])
+    groups = find_groups([each.place for each in weights])
+    found = [
+        measure.divergence(quantizer, {weights[n].pattern: weights[n].measured for n in group.members})
+        for group in groups
+    ]
+    errors = [{form: _error(each, form) for form in each.formats} for each in weights]
+    parts = share_out(np.array([e[w.measured] for e, w in zip(errors, weights, strict=True)]), groups, found)
+    costs = []
+    for each, part, error in zip(weights, parts, errors, strict=True):
+        unit = part / max(error[each.measured], 1e-12)
+        costs.append({form: unit * error[form] for form in each.formats} | {FLOAT: 0.0})
+    return costs
 
 
-def plan_bits(
-    model: TailorModel, weights: Sequence[Weighed], budget: int, tokens: Tokens, quantizer: Quantizer, watch: Progress
-) -> dict[str, Bits]:
-    """Return the bits of each weight, by the pattern that means it alone.
-
-    `budget` is for these weights only. `model` is left as it is.
+def within_bytes(weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float]], budget: int) -> Plan:
+    """Return the plan that costs least within `budget` bytes for these weights.
 
     Raises:
         OptionError: even the fewest bits are too many.
-        ModelError: the model cannot be run, or what is rewritten does not fit into a graph.
     """
-    errors = [{bits: _error(each, bits) for bits in CHOICES} for each in weights]
-    groups = find_groups([each.candidate for each in weights])
-    patterns = [pattern(each.candidate) for each in weights]
-    windows = tokens.windows[:: max(1, len(tokens.windows) // _WINDOWS)][:_WINDOWS, :_LENGTH]
-    watch.start("measuring the cost of bits", windows.size * (1 + len(groups)), unit="tokens")
-    reference = list(_logits(_copy(model), windows, watch))
-    measured = []
-    for group in groups:
-        changed = _copy(model)
-        quantizer(changed, {patterns[number]: MEASURED_BITS for number in group.members})
-        measured.append(_divergence(reference, _logits(changed, windows, watch), windows))
-    parts = share_out(np.array([each[MEASURED_BITS] for each in errors]), groups, measured)
-    costs = [
-        {bits: part * error[bits] / max(error[MEASURED_BITS], 1e-12) for bits in CHOICES}
-        for part, error in zip(parts, errors, strict=True)
-    ]
     chosen = choose([each.sizes for each in weights], costs, budget)
     if chosen is None:
         least = sum(min(each.sizes.values()) for each in weights)
         raise OptionError(
-            f"the budget leaves {max(0, budget):,} bytes for the weights, but with {min(CHOICES)} bits they take "
-            f"{least:,}; give more, or larger blocks",
-            key=("budget",),
+            f"the goal leaves {max(0, budget):,} bytes for the weights, but with the fewest bits they take {least:,}; "
+            "give more, or larger blocks"
         )
-    return dict(zip(patterns, chosen, strict=True))
+    return _plan(weights, costs, chosen)
 
 
-def pattern(candidate: Candidate) -> str:
-    """Return a pattern of `nodes` that means this weight: its name, with the signs of patterns taken literally."""
-    return glob.escape(candidate.name)
+def within_divergence(
+    weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float]], limit: float, measured: Callable[[Plan], float]
+) -> Plan:
+    """Return the smallest plan whose divergence, as `measured` with the method that will be used, is below `limit`.
+
+    Costs are sums of what other ways of rounding cost one at a time: each round corrects them by what it measured.
+
+    Raises:
+        OptionError: no form is as near.
+    """
+    factor, nearest = 1.0, float("inf")
+    best: tuple[int, Plan] | None = None
+    for _ in range(ROUNDS):
+        chosen = reach([each.sizes for each in weights], costs, factor * limit)
+        if chosen is None:
+            break
+        plan = _plan(weights, costs, chosen)
+        found = measured(plan)
+        nearest = min(nearest, found)
+        size = sum(each.sizes[form] for each, form in zip(weights, chosen, strict=True))
+        if found <= limit and (best is None or size < best[0]):
+            best = size, replace(plan, divergence=found)
+        factor = _MARGIN * plan.divergence / max(found, 1e-12)
+    if best is None:
+        raise OptionError(f"a divergence of {limit:g} was not reached, only {nearest:.4g}; give more", key=("kl",))
+    return best[1]
 
 
-def _error(each: Weighed, bits: Bits) -> float:
+def _plan(weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float]], chosen: Sequence[Form]) -> Plan:
+    total = sum(cost[form] for cost, form in zip(costs, chosen, strict=True))
+    return Plan({each.pattern: form for each, form in zip(weights, chosen, strict=True)}, total)
+
+
+def _error(each: Weighed, form: Form) -> float:
     """Return the error of the outputs relative to the outputs, for some rows and inputs that do not correlate."""
-    view, fmt = each.candidate.matrix.view, each.formats[bits]
-    rows, columns = each.candidate.matrix.shape
-    step = max(_ROWS, rows // _CHUNKS)
-    cost = np.ones(columns) if each.importance is None else each.importance.astype(np.float64)
+    fmt = each.formats[form]
     error = total = 0.0
-    for start in range(0, rows, step):
-        weight = view.rows(start, min(start + _ROWS, rows)).read().astype(np.float32)
-        value = dequantize(quantize(weight, fmt, "k_quant", each.importance), columns, fmt)
-        error += float(np.sum((value.astype(np.float64) - weight) ** 2 * cost))
-        total += float(np.sum(weight.astype(np.float64) ** 2 * cost))
+    for view in each.views:
+        rows, columns = view.shape
+        step = max(_ROWS, rows // _CHUNKS)
+        cost = np.ones(columns) if each.importance is None else each.importance.astype(np.float64)
+        for start in range(0, rows, step):
+            weight = view.rows(start, min(start + _ROWS, rows)).read().astype(np.float32)
+            value = dequantize(quantize(weight, fmt, "k_quant", each.importance), columns, fmt)
+            error += float(np.sum((value.astype(np.float64) - weight) ** 2 * cost))
+            total += float(np.sum(weight.astype(np.float64) ** 2 * cost))
     return error / total if total else 0.0
 
 
@@ -131,14 +204,3 @@ def _logits(model: TailorModel, windows: npt.NDArray[np.int64], watch: Progress)
     for window in windows:
         yield session.prefill(window[None])[session.logits][0]
         watch.advance(len(window))
-
-
-def _divergence(
-    reference: Sequence[npt.NDArray[Any]], logits: Iterator[npt.NDArray[Any]], windows: npt.NDArray[np.int64]
-) -> float:
-    from onnx_tailor.verify.metrics import LogitSums, logit_sums
-
-    total = LogitSums()
-    for window, first, second in zip(windows, reference, logits, strict=True):
-        total += logit_sums(first, second, window)
-    return total.kl_mean

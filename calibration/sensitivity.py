@@ -8,14 +8,18 @@ follow the square of the error: that gives the cost at bits that were not measur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.graph.candidates import Candidate
-from onnx_tailor.quant import Bits
+from onnx_tailor.graph.roles import Place
+
+Form = TypeVar("Form", bound=Hashable)
+"""A way to store a weight, as its bits."""
 
 _ROUNDS = 20
 """Of proportional fitting; the fit of roles and layers settles within a few."""
@@ -32,13 +36,13 @@ class Group:
     """Their numbers among the candidates."""
 
 
-def find_groups(candidates: Sequence[Candidate]) -> list[Group]:
-    """Return the roles and the layers of the candidates; each candidate is in a role, and in a layer if it has one."""
+def find_groups(places: Sequence[Place]) -> list[Group]:
+    """Return the roles and the layers of weights; each weight is in a role, and in a layer if it has one."""
     groups: dict[str, list[int]] = {}
-    for number, candidate in enumerate(candidates):
-        groups.setdefault(f"role {candidate.place.role or 'unknown'}", []).append(number)
-        if candidate.place.layer is not None:
-            groups.setdefault(f"layer {candidate.place.layer}", []).append(number)
+    for number, place in enumerate(places):
+        groups.setdefault(f"role {place.role or 'unknown'}", []).append(number)
+        if place.layer is not None:
+            groups.setdefault(f"layer {place.layer}", []).append(number)
     return [Group(name, tuple(members)) for name, members in groups.items()]
 
 
@@ -59,7 +63,7 @@ def share_out(
 
 @dataclass(frozen=True)
 class Step:
-    """Giving one weight more bits."""
+    """Giving one weight more bytes."""
 
     weight: int
     choice: int
@@ -69,11 +73,11 @@ class Step:
 
 
 def choose(
-    sizes: Sequence[Mapping[Bits, int]], costs: Sequence[Mapping[Bits, float]], budget: int
-) -> list[Bits] | None:
-    """Return the bits of each weight with the least total cost, near enough, within `budget` bytes; None if none fit.
+    sizes: Sequence[Mapping[Form, int]], costs: Sequence[Mapping[Form, float]], budget: int
+) -> list[Form] | None:
+    """Return the form of each weight with the least total cost, near enough, within `budget` bytes; None if none fit.
 
-    `sizes` and `costs` give bytes and divergence by bits. The weight whose next step gains most for each byte goes
+    `sizes` and `costs` give bytes and divergence by form. The weight whose next step gains most for each byte goes
     first, over the lower convex hull of its choices, which is the best there is but for the last step.
     """
     hulls = [_hull(size, cost) for size, cost in zip(sizes, costs, strict=True)]
@@ -81,7 +85,7 @@ def choose(
     left = budget - sum(hull[0][1] for hull in hulls)
     if left < 0:
         return None
-    for step in sorted(_steps(hulls), key=lambda step: (-step.gain / step.bytes, step.weight)):
+    for step in _steps(hulls):
         # Steps of one weight stand in their order, since gains for each byte fall along a hull.
         if step.bytes <= left and chosen[step.weight] == step.choice - 1:
             chosen[step.weight] = step.choice
@@ -89,18 +93,38 @@ def choose(
     return [hull[index][0] for hull, index in zip(hulls, chosen, strict=True)]
 
 
-def _steps(hulls: Sequence[Sequence[tuple[Bits, int, float]]]) -> Iterator[Step]:
-    for weight, hull in enumerate(hulls):
-        for choice in range(1, len(hull)):
-            (_, before, worse), (_, after, better) = hull[choice - 1], hull[choice]
-            yield Step(weight, choice, after - before, worse - better)
+def reach(
+    sizes: Sequence[Mapping[Form, int]], costs: Sequence[Mapping[Form, float]], limit: float
+) -> list[Form] | None:
+    """Return the form of each weight with the fewest bytes, near enough, whose costs sum up to `limit` at most."""
+    hulls = [_hull(size, cost) for size, cost in zip(sizes, costs, strict=True)]
+    chosen = [0] * len(hulls)
+    steps = _steps(hulls)
+    total = sum(hull[0][2] for hull in hulls)
+    while total > limit:
+        step = next(steps, None)
+        if step is None:
+            return None
+        chosen[step.weight] = step.choice
+        total = sum(hull[index][2] for hull, index in zip(hulls, chosen, strict=True))
+    return [hull[index][0] for hull, index in zip(hulls, chosen, strict=True)]
 
 
-def _hull(sizes: Mapping[Bits, int], costs: Mapping[Bits, float]) -> list[tuple[Bits, int, float]]:
-    """Return (bits, bytes, cost) of the choices on the lower convex hull, by rising bytes."""
-    hull: list[tuple[Bits, int, float]] = []
-    for bits in sorted(sizes, key=lambda bits: (sizes[bits], costs[bits])):
-        point = (bits, sizes[bits], costs[bits])
+def _steps(hulls: Sequence[Sequence[tuple[Form, int, float]]]) -> Iterator[Step]:
+    """Iterate over all steps, what gains most for each byte first."""
+    steps = [
+        Step(weight, choice, after - before, worse - better)
+        for weight, hull in enumerate(hulls)
+        for choice, ((_, before, worse), (_, after, better)) in enumerate(itertools.pairwise(hull), 1)
+    ]
+    return iter(sorted(steps, key=lambda step: (-step.gain / step.bytes, step.weight, step.choice)))
+
+
+def _hull(sizes: Mapping[Form, int], costs: Mapping[Form, float]) -> list[tuple[Form, int, float]]:
+    """Return (form, bytes, cost) of the choices on the lower convex hull, by rising bytes."""
+    hull: list[tuple[Form, int, float]] = []
+    for form in sorted(sizes, key=lambda form: (sizes[form], costs[form])):
+        point = (form, sizes[form], costs[form])
         if hull and (point[2] >= hull[-1][2] or point[1] == hull[-1][1]):
             continue
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
@@ -109,6 +133,6 @@ def _hull(sizes: Mapping[Bits, int], costs: Mapping[Bits, float]) -> list[tuple[
     return hull
 
 
-def _slope(first: tuple[Bits, int, float], second: tuple[Bits, int, float]) -> float:
+def _slope(first: tuple[Form, int, float], second: tuple[Form, int, float]) -> float:
     """Return the gain for each byte."""
     return (first[2] - second[2]) / (second[1] - first[1])

@@ -32,3 +32,15 @@ def choose(
         return random_tokens(size, windows=_RANDOM_WINDOWS, length=_WINDOW)
     found = from_text(text or TEXT, tokenizer or beside, _WINDOW)
     return found if text is not None else Tokens(found.windows, BUNDLED)
+
+
+def unseen(model: Path) -> Tokens:
+    """Return tokens to measure by that `choose` did not give: the passage of `verify`, or other random ones.
+
+    Raises:
+        UsageError: the tokenizer cannot be read.
+    """
+    beside = model.parent / "tokenizer.json"
+    if beside.is_file():
+        return from_text(None, beside, _WINDOW)
+    return random_tokens(LanguageModel(model).vocabulary_size, windows=4, length=_WINDOW, seed=1)

@@ -53,6 +53,18 @@ def measure(models: Sequence[TailorModel], file_bytes: int) -> Size:
     )
 
 
+def graph_bytes(model: TailorModel) -> int:
+    """Return the bytes of the model's protobuf without its weights, but with what says where they lie."""
+    graph = model.ir_model.clone()
+    for each in graph.graphs():
+        for value in each.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, WeightTensor):
+                shape, name = ir.Shape(tensor.dims), value.name or ""
+                value.const_value = ir.ExternalTensor("model.onnx.data", 0, 0, tensor.dtype, shape=shape, name=name)
+    return int(ir.to_proto(graph).ByteSize())
+
+
 def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     """Return how many weights each operand of a quantized operator stands for: none for scales and zero points."""
     counts: dict[ir.Value, int] = {}

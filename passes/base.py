@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from onnx_tailor.report import Change, Skip
     from onnx_tailor.targets import Target
 
-__all__ = ["Pass"]
+__all__ = ["Circumstances", "Pass"]
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a pass may ask about the run that it is prepared for."""
+
+    target: Target
+    scratch: Path
+    """A folder that lasts as long as the run."""
+    progress: Progress
+    dry_run: bool = False
+    """Nothing will be written: what only the values of weights depend on need not be found out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +41,10 @@ class Pass(ABC):
     name: ClassVar[str]
     """The pass's name in a recipe."""
 
-    def prepare(self, model: TailorModel, scratch: Path, progress: Progress) -> Pass:
+    def prepare(self, model: TailorModel, circumstances: Circumstances) -> Pass:
         """Return the pass that is applied in this one's place: with what takes long to find out as its options.
 
-        `scratch` is a folder that lasts as long as the run. Most passes have nothing to find out.
+        Most passes have nothing to find out.
 
         Raises:
             ModelError: the model cannot be run.

@@ -12,7 +12,7 @@ from onnx_tailor.calibration.lookup import statistics
 from onnx_tailor.errors import OptionError
 from onnx_tailor.graph.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.progress import Progress
+from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.quant import Method
 from onnx_tailor.weights.factors import FactorCache, SharedFactor
 from onnx_tailor.weights.quantize_job import Importance
@@ -78,7 +78,7 @@ class InputData:
         return Choice("gptq", importance, self._factors[found], remark)
 
 
-def self_calibrated(model: TailorModel, scratch: Path, *, hessians: bool, progress: Progress) -> Path:
+def self_calibrated(model: TailorModel, circumstances: Circumstances, *, hessians: bool) -> Path:
     """Calibrate the file that `model` was read from, on the bundled text or at worst on random tokens.
 
     Raises:
@@ -87,7 +87,7 @@ def self_calibrated(model: TailorModel, scratch: Path, *, hessians: bool, progre
     from onnx_tailor.calibration.calibrate import calibrate  # ONNX Runtime takes long to import
     from onnx_tailor.calibration.tokens import choose
 
-    out = scratch / f"{model.path.name}.npz"
+    out = circumstances.scratch / f"{model.path.name}.npz"
     if not out.exists():
-        calibrate(model.path, out, choose(model.path), hessians=hessians, progress=progress)
+        calibrate(model.path, out, choose(model.path), hessians=hessians, progress=circumstances.progress)
     return out

@@ -9,30 +9,27 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, is_contrib, is_op
-from onnx_tailor.graph.projections import Projection, match_projection
-from onnx_tailor.graph.scales import read_as
-from onnx_tailor.graph.stacks import Stack, as_matrices, chosen_stack, find_stacks, stack_rows
-from onnx_tailor.graph.tables import Table
-from onnx_tailor.passes.base import Pass
+from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
+from onnx_tailor.graph.projections import match_projection
+from onnx_tailor.graph.stacks import chosen_stack, find_stacks
+from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
-from onnx_tailor.passes.selectors import Bits, NodeRule, Selectable, Setting, layer_set, select
-from onnx_tailor.progress import Progress
+from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob
-from onnx_tailor.weights.tensors import Blob, WeightTensor
 
-Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "rtn_last", "k_quant_last", "k_quant_mixed"]
-_SCALE_TYPES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "best", "rtn_last", "k_quant_last", "k_quant_mixed"]
+_UNKNOWN = {name: f"a dry run does not calibrate, and so knows nothing of {name}" for name in DATA_METHODS}
 _MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
 
@@ -49,25 +46,32 @@ class Quantize(Pass):
 
     method: Preset = "k_quant"
     """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,
-    `gptq` also lets the columns of a weight make up for each other. `*_last` gives the head
-    8 bits; `k_quant_mixed` also a part of the layers."""
+    `gptq` also lets the columns of a weight make up for each other. `best` is gptq with float16 scales and, where a
+    goal is given, bits and blocks by measurement. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the
+    layers."""
     calibration: Path | None = None
     """The file that `onnx-tailor calibrate` made of this model; a relative path starts at the recipe's folder, or,
     from the command line or where there is no such file, at the working directory. Without it the run itself
     calibrates, on a bundled text if there is a tokenizer.json beside the model."""
     bits: Literal[2, 4, 8, "float", "auto"] = 4
     """Bits of each weight that `nodes` does not name; `float` leaves those as they are; `auto` measures what each
-    costs, and chooses within `budget`."""
+    costs, and chooses by the goal."""
     budget: str | None = None
-    """For `bits: auto`: what all weights may take, as "5 bpw" (bits for each weight) or "180 MB"."""
+    """Goal of `bits: auto`: the mean bits of all weights, floats, scales and zero points included, as "4.7 bpw"."""
+    size: str | None = None
+    """Goal of `bits: auto` in the place of `budget`: what the file and its data may take together, as "180 MB"."""
+    kl: float | None = None
+    """Goal of `bits: auto` in the place of `budget`: the smallest file whose predictions diverge by no more, in nats a
+    token on a bundled text."""
     plan: str | None = None
     """For `bits: auto`: a file to write with the choice as a recipe, to be read, edited and repeated."""
-    block_size: int = 32
-    """Weights along the input dimension that share a scale: a power of two from 16 to 256."""
+    block_size: int | Literal["auto"] = 32
+    """Weights along the input dimension that share a scale: a power of two from 16 to 256. `auto` lets `bits: auto`
+    choose it as well."""
     symmetric: bool = False
     """Without zero points: a little smaller, a little less exact, right in more kernels."""
-    scales: Literal["model", "float16"] = "model"
-    """The type in which scales are stored: that of the weights, or float16 behind a Cast also where these are float32,
+    scales: Literal["model", "float16"] | None = None
+    """The type in which scales are stored: that of the model, or float16 behind a Cast also where that is float32,
     half a bit less for each weight in blocks of 32. The search knows the scale as stored; ONNX Runtime widens it at
     load."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
@@ -82,11 +86,20 @@ class Quantize(Pass):
 
         Raises:
             OptionError: a block size is no power of two from 16 to 256, `layers` is no list of layers, or `bits: auto`
-                and `budget` do not come together.
+                and a goal do not come together.
         """
-        if (self.bits == "auto") != (self.budget is not None):
-            raise OptionError('`bits: auto` and a `budget`, as "5 bpw" or "180 MB", need each other', key=("bits",))
-        _check_block_size(self.block_size, ("block_size",))
+        goal = parse_goal(self.budget, self.size, self.kl)
+        if self.method == "best":
+            if goal is not None and self.bits not in {4, "auto"}:
+                raise OptionError(f"`bits: {self.bits}` and a goal exclude each other", key=("bits",))
+        elif (self.bits == "auto") != (goal is not None):
+            goals = "`budget: 4.7 bpw`, `size: 180 MB` or `kl: 0.05`"
+            raise OptionError(f"`bits: auto` and a goal ({goals}) need each other", key=("bits",))
+        if self.block_size == "auto":
+            if goal is None:
+                raise OptionError("`block_size: auto` is for `bits: auto`", key=("block_size",))
+        else:
+            _check_block_size(self.block_size, ("block_size",))
         for pattern, rule in self.nodes.items():
             if not isinstance(rule, NodeRule):
                 continue
@@ -99,22 +112,34 @@ class Quantize(Pass):
                     f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
                 ) from error
 
-    def prepare(self, model: TailorModel, scratch: Path, progress: Progress) -> Quantize:
+    def prepare(self, model: TailorModel, circumstances: Circumstances) -> Quantize:
         """Calibrate, where a method needs that and no file is given, and choose the bits that are `auto`.
 
         Raises:
             ModelError: the model cannot be run.
-            OptionError: the budget is too small.
+            OptionError: the goal cannot be reached.
         """
-        found = self
-        if self.calibration is None and self.methods() & DATA_METHODS and find_candidates(model):
-            path = self_calibrated(model, scratch, hessians="gptq" in self.methods(), progress=progress)
+        found = self._explicit_method()
+        automatic = found.bits == "auto"
+        needed = found.calibration is None and bool(found.methods() & DATA_METHODS) and bool(find_candidates(model))
+        if needed and (automatic or not circumstances.dry_run):
+            path = self_calibrated(model, circumstances, hessians="gptq" in found.methods())
             found = replace(found, calibration=path)
-        if self.bits == "auto":
+        if automatic:
             from onnx_tailor.passes.automatic_bits import with_explicit_bits  # ONNX Runtime takes long to import
 
-            found = with_explicit_bits(found, model, progress, own_calibration=self.calibration is None)
+            found = with_explicit_bits(found, model, circumstances, own_calibration=needed)
         return found
+
+    def _explicit_method(self) -> Quantize:
+        """Return what `best` stands for."""
+        if self.method != "best":
+            return self
+        goal = parse_goal(self.budget, self.size, self.kl) is not None
+        scales = self.scales or "float16"
+        if goal:
+            return replace(self, method="gptq", scales=scales, bits="auto", block_size="auto")
+        return replace(self, method="gptq", scales=scales)
 
     def methods(self) -> set[str]:
         """Return every method that the recipe names."""
@@ -164,7 +189,7 @@ class Quantize(Pass):
                 reason="a router decides which experts run, so it is left in float; "
                 "`nodes: {'role:router': 8}` quantizes it",
             )
-        fmt = self._format(rule, bits, widest(candidate))
+        fmt = self.format(rule, bits, widest(candidate))
         uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
         if uneven:
             return Skip(
@@ -178,8 +203,8 @@ class Quantize(Pass):
             )
         method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
-        if method in DATA_METHODS and data is not None:
-            chosen = data.choose(candidate, method)
+        if method in DATA_METHODS:
+            chosen = data.choose(candidate, method) if data is not None else Choice("k_quant", remark=_UNKNOWN[method])
         job = QuantizeJob(
             candidate.matrix.view,
             fmt,
@@ -189,18 +214,19 @@ class Quantize(Pass):
             factor=chosen.factor,
             remark=chosen.remark,
         )
-        after = _stored_bytes(job)
+        after = stored_bytes(job)
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
         return job
 
-    def _format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
+    def format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
+        """Return how a weight that is read as `dtype` is laid out."""
         narrow = self.scales == "float16" and dtype == ir.DataType.FLOAT
         return BlockFormat(
             bits=bits,  # type: ignore[arg-type]  # the words leave a weight as it is, or are gone since `prepare`
-            block_size=rule.block_size or self.block_size,
+            block_size=rule.block_size or self.block_size,  # type: ignore[arg-type]
             symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
-            scale_dtype="float16" if narrow else _SCALE_TYPES[dtype],
+            scale_dtype="float16" if narrow else SCALE_TYPES[dtype],
         )
 
     def _mixture(self, model: TailorModel, target: Target, mixture: Mixture, rule: NodeRule | None) -> Change | Skip:
@@ -214,18 +240,9 @@ class Quantize(Pass):
             return Skip(where=mixture.name, reason="its experts are neither float32 nor float16")
         method = rule.method or self.method
         instead = "nothing is known of what the operator multiplies inside" if method in DATA_METHODS else ""
-        fmt = replace(self, scales="model")._format(rule, bits, weight.dtype)
+        fmt = replace(self, scales="model").format(rule, bits, weight.dtype)
         found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
         return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
-
-    def format(self, candidate: Candidate, rule: NodeRule, bits: Bits) -> BlockFormat:
-        """Return how the weight is laid out with so many bits."""
-        return self._format(rule, bits, widest(candidate))
-
-    def stored_bytes(self, candidate: Candidate, rule: NodeRule, bits: Bits) -> int:
-        """Return the bytes of the weight's codes, scales and zero points."""
-        job = QuantizeJob(candidate.matrix.view, self.format(candidate, rule, bits), "k_quant", candidate.matrix.name)
-        return _stored_bytes(job)
 
     def _bits(self, candidate: Candidate, layers: int) -> Setting | Literal["auto"]:
         """Return the bits that preset and `bits` give. k_quant_mixed's rule is that of the GenAI model builder."""
@@ -239,131 +256,6 @@ class Quantize(Pass):
             if i < eighth or i >= 7 * eighth or (i - round(eighth)) % 3 == 2:
                 return 8
         return self.bits
-
-
-def rewrite(
-    model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob, accuracy_level: int | None
-) -> Change:
-    """Put the quantized weight in the place of the float one, for all its readers."""
-    name = candidate.name
-    table = _table(model, candidate, job)
-    for projection in candidate.projections:
-        current = match_projection(projection.node)  # what it reads may have been rewritten since it was found
-        assert isinstance(current, Projection)
-        _matmul(model, current, table, accuracy_level)
-    gathers: tuple[Table | Stack, ...] = (*candidate.tables, *candidate.stacks)
-    layout = target.layout(table.form) if gathers else None
-    for reader in gathers:
-        assert layout is not None
-        ids = stack_rows(model, reader) if isinstance(reader, Stack) else reader.node.inputs[1]
-        assert ids is not None
-        gathered = model.retire(reader.node) or f"{candidate.matrix.name}/gather"
-        rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, gathered)
-        result = as_matrices(model, reader, rows, ids) if isinstance(reader, Stack) else rows
-        model.replace(reader.node.outputs[0], result)
-    fmt, where = job.format, candidate.place
-    return Change(
-        where=name,
-        what=_what(job) + _objection(target, fmt.bits),
-        bytes_before=job.view.nbytes,
-        bytes_after=_stored_bytes(job),
-        details={
-            "weight": candidate.matrix.name,
-            "shape": list(candidate.shape),
-            "bits": fmt.bits,
-            "block_size": fmt.block_size,
-            "symmetric": fmt.symmetric,
-            "method": job.label,
-            "role": where.role,
-            "layer": where.layer,
-            "layout": layout,
-            "readers": len(candidate.readers),
-        },
-    )
-
-
-def _objection(target: Target, bits: int) -> str:
-    """Say that the target multiplies by no weight of so many bits; "" where it does."""
-    if not target.lacks("MatMulNBits", bits):
-        return ""
-    return f"; but MatMulNBits has no kernel of {bits} bits on {target.name}, so it runs slowly there, or not at all"
-
-
-def widest(candidate: Candidate) -> ir.DataType:
-    """Return the widest type in which a reader takes the weight: that of the scales, so that both read the same."""
-    gathers: tuple[Table | Stack, ...] = (*candidate.tables, *candidate.stacks)
-    read_as = [p.weight.dtype for p in candidate.projections] + [each.matrix.dtype for each in gathers]
-    return max(read_as, key=lambda dtype: dtype.itemsize)
-
-
-def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockTable:
-    fmt, (rows, columns), name = job.format, job.view.shape, candidate.matrix.name
-    blocks = fmt.blocks(columns)
-    scale_type = next(key for key, value in _SCALE_TYPES.items() if value == fmt.scale_dtype)
-    read_type = widest(candidate)
-    codes = WeightTensor(Blob(job, "codes"), ir.DataType.UINT8, (rows, blocks, fmt.blob_bytes))
-    scales = WeightTensor(Blob(job, "scales"), scale_type, (rows, blocks))
-    points = None
-    if not fmt.symmetric:
-        shape = (rows, fmt.zero_point_row_bytes(columns))
-        tensor = WeightTensor(Blob(job, "zero_points"), ir.DataType.UINT8, shape)
-        points = model.initializer(tensor, f"{name}_zero_points")
-    return BlockTable(
-        name,
-        model.initializer(codes, f"{name}_q{fmt.bits}"),
-        model.initializer(scales, f"{name}_scales"),
-        points,
-        rows,
-        columns,
-        fmt.bits,
-        fmt.block_size,
-        read_type,
-    )
-
-
-def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accuracy_level: int | None) -> None:
-    node, dtype, name = projection.node, projection.weight.dtype, projection.name
-    kind = table.read_as
-    model.retire(node)
-    attributes: dict[str, int | float | str | list[int]] = {
-        "K": table.columns,
-        "N": table.rows,
-        "bits": table.bits,
-        "block_size": table.block_size,
-    }
-    if accuracy_level is not None:
-        attributes["accuracy_level"] = accuracy_level
-    activation = projection.activation
-    if kind != dtype:
-        activation = model.insert_before(
-            node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{name}/widen", dtype=kind
-        )
-    inputs: list[ir.Value | None] = [
-        activation,
-        table.codes,
-        read_as(model, table.scales, kind),
-        table.zero_points,
-    ]
-    if projection.bias is not None:
-        bias = projection.bias
-        if kind != dtype:
-            bias = model.insert_before(
-                node, "Cast", [bias], attributes={"to": int(kind)}, name=f"{name}/bias", dtype=kind
-            )
-        inputs += [None, bias]
-    while inputs[-1] is None:
-        inputs.pop()
-    result = model.insert_before(
-        node, "MatMulNBits", inputs, domain=MICROSOFT, attributes=dict(attributes), name=name, dtype=kind
-    )
-    made = result.producer()
-    assert made is not None
-    made.metadata_props.update(node.metadata_props)
-    if kind != dtype:
-        result = model.insert_before(
-            node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/narrow", dtype=dtype
-        )
-    model.replace(projection.output, result)
 
 
 def _unusable(model: TailorModel) -> Iterator[Skip]:
@@ -380,19 +272,6 @@ def _unusable(model: TailorModel) -> Iterator[Skip]:
             yield Skip(where=node.name or node.op_type, reason=reason)
         elif isinstance(found, str) and is_constant(node.inputs[1]):
             yield Skip(where=node.name or node.op_type, reason=found)
-
-
-def _what(job: QuantizeJob) -> str:
-    """Return the setting as a report tells it."""
-    fmt = job.format
-    kind = "symmetric" if fmt.symmetric else "asymmetric"
-    method = f"{job.label} ({job.remark})" if job.remark else job.label
-    narrow = ", float16 scales" if job.view.dtype == ir.DataType.FLOAT and fmt.scale_dtype == "float16" else ""
-    return f"{fmt.bits} bits, block {fmt.block_size}, {kind}{narrow}, {method}"
-
-
-def _stored_bytes(job: QuantizeJob) -> int:
-    return sum(size for name, size in job.outputs.items() if name != "corrections")
 
 
 def _check_block_size(value: int, key: tuple[str, ...]) -> None:

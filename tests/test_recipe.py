@@ -94,7 +94,7 @@ REFUSED = [
     ),
     (
         ANY_PASS + "  - quantize: {block_size: 32.0}",
-        ["3:28: quantize.block_size is 32.0; it must be a whole number"],
+        ["3:28: quantize.block_size is 32.0; it must be a whole number or auto"],
     ),
     (
         ANY_PASS + "  - quantize: {symmetric: yes}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from language_model import Model
 
@@ -56,8 +55,8 @@ def test_within_the_budget_and_where_it_counts(source: Path, tmp_path: Path, met
 def test_a_step_goes_to_the_layer_that_costs_more(source: Path, tmp_path: Path) -> None:
     """The budget is for one projection with 8 bits."""
     uniform = tailor(source, tmp_path / "uniform", "method: k_quant, bits: 4")
-    budget = (uniform.after.weight_bytes + 2200) / 1000
-    found = bits(tailor(source, tmp_path / "auto", f"method: k_quant, bits: auto, budget: {budget} KB"))
+    budget = 8 * (uniform.after.weight_bytes + 2200) / uniform.after.parameters
+    found = bits(tailor(source, tmp_path / "auto", f"method: k_quant, bits: auto, budget: {budget} bpw"))
     assert [name for name, number in found.items() if number != 4] == ["/model/layers.1/self_attn/v_proj/MatMul"]
     tokens = random_tokens(300, seed=5)
     first, second = (compare(source, tmp_path / name / "model.onnx", tokens) for name in ("uniform", "auto"))
@@ -65,6 +64,7 @@ def test_a_step_goes_to_the_layer_that_costs_more(source: Path, tmp_path: Path) 
 
 
 def test_the_plan_is_a_recipe_that_gives_the_same_file(source: Path, tmp_path: Path) -> None:
+    """What a measurement rewrites leaves no trace in the model, either."""
     plan = tmp_path / "plan.yaml"
     options = f'method: gptq, calibration: c.npz, bits: auto, budget: 6 bpw, plan: "{plan}"'
     options += ', nodes: {"role:v": {bits: 2, block_size: 16}, "role:down": {symmetric: true}}'
@@ -79,10 +79,12 @@ def test_the_plan_is_a_recipe_that_gives_the_same_file(source: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("bits: auto", r"g\.yaml:2:\d+: quantize: `bits: auto` and a `budget`, .* need each other"),
+        ("bits: auto", r"g\.yaml:2:\d+: quantize: `bits: auto` and a goal .* need each other"),
         ("budget: 5 bpw", "need each other"),
-        ("bits: auto, budget: 5 apples", r"g\.yaml:2:\d+: quantize: budget '5 apples' is neither"),
-        ("bits: auto, budget: 1 bpw", r"the budget leaves [\d,]+ bytes .*, but with 2 bits they take [\d,]+"),
+        ("bits: auto, budget: 5 apples", r"g\.yaml:2:\d+: quantize: budget '5 apples' is no bits per weight"),
+        ("bits: auto, budget: 1 bpw", r"the goal leaves [\d,]+ bytes .*, but with the fewest bits they take [\d,]+"),
+        ("method: best, bits: 8, budget: 5 bpw", "`bits: 8` and a goal exclude each other"),
+        ("block_size: auto", "`block_size: auto` is for `bits: auto`"),
         ('bits: auto, budget: 5 bpw, nodes: {"*": 4}', "no weight is left"),
     ],
 )
@@ -92,9 +94,48 @@ def test_mistakes(source: Path, tmp_path: Path, options: str, message: str) -> N
     assert not (tmp_path / "g").exists()
 
 
-def test_the_model_that_is_measured_is_not_the_one_that_is_written(source: Path, tmp_path: Path) -> None:
-    """What a measurement rewrites must leave no trace: the same file comes out of explicit bits."""
-    tailor(source, tmp_path / "auto", "bits: auto, budget: 100 bpw")
-    tailor(source, tmp_path / "eight", "bits: 8")
-    data = [np.fromfile(tmp_path / name / "model.onnx.data", np.uint8) for name in ("auto", "eight")]
-    assert np.array_equal(*data)
+def test_best_is_one_line(source: Path, tmp_path: Path) -> None:
+    """gptq with float16 scales, bits and blocks by measurement; its plan gives the same file."""
+    plan = tmp_path / "plan.yaml"
+    options = f'method: best, budget: 4.9 bpw, calibration: c.npz, plan: "{plan}"'
+    first = tailor(source, tmp_path / "first", options)
+    assert 4.5 < first.after.bits_per_weight <= 4.9
+    found = [change.details for each in first.passes if each.name == "quantize" for change in each.changes]
+    assert {each["method"] for each in found} == {"gptq"}
+    assert len({(each["bits"], each["block_size"]) for each in found}) > 1
+    pipeline.run(recipe.load(str(plan)), source, tmp_path / "second")
+    data = [(tmp_path / name / "model.onnx.data").read_bytes() for name in ("first", "second")]
+    assert data[0] == data[1]
+    assert "scales: float16" in plan.read_text()
+
+
+def test_best_without_a_goal_has_four_bits(source: Path, tmp_path: Path) -> None:
+    tailor(source, tmp_path / "best", "method: best, calibration: c.npz")
+    tailor(source, tmp_path / "same", "method: gptq, scales: float16, calibration: c.npz")
+    assert (tmp_path / "best" / "model.onnx.data").read_bytes() == (tmp_path / "same" / "model.onnx.data").read_bytes()
+
+
+def test_a_size_is_that_of_the_files(source: Path, tmp_path: Path) -> None:
+    report = tailor(source, tmp_path / "out", "method: best, size: 115 KB, calibration: c.npz")
+    written = sum((tmp_path / "out" / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    assert 30_000 < written <= 115_000
+    assert report.after.file_bytes == written
+
+
+def test_a_divergence_is_measured_with_the_method_itself(source: Path, tmp_path: Path) -> None:
+    tailor(source, tmp_path / "out", "method: best, kl: 2e-5, calibration: c.npz")
+    tailor(source, tmp_path / "loose", "method: best, kl: 2e-3, calibration: c.npz")
+    sizes = [(tmp_path / name / "model.onnx.data").stat().st_size for name in ("out", "loose")]
+    assert sizes[0] > sizes[1]
+    tokens = random_tokens(300, windows=4, length=64, seed=1)
+    found = [compare(source, tmp_path / name / "model.onnx", tokens).kl_mean or 0.0 for name in ("out", "loose")]
+    assert 0 <= found[0] <= 2e-5 < found[1] <= 2e-3, found
+
+
+def test_a_dry_run_with_fixed_bits_does_not_calibrate(source: Path) -> None:
+    file = source.with_name("dry.yaml")
+    file.write_text("recipe: 1\npasses: [quantize: {method: gptq}]\n")
+    report = pipeline.run(recipe.load(str(file)), source, None, dry_run=True)
+    whats = [change.what for each in report.passes for change in each.changes]
+    assert all("a dry run does not calibrate" in what for what in whats)
+    assert len(whats) == 7

@@ -15,7 +15,16 @@ from packing import tailor, tensors
 from stored import unpack
 
 from onnx_tailor import pipeline, recipe
+from onnx_tailor.calibration.bit_budget import FLOAT, Form
+from onnx_tailor.graph.candidates import find_candidates
+from onnx_tailor.graph.load import load
+from onnx_tailor.graph.mixtures import find_mixtures
+from onnx_tailor.passes.automatic_bits import weigh_all
+from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.passes.quantize import Quantize
+from onnx_tailor.progress import Silent
+from onnx_tailor.report import Change
+from onnx_tailor.targets import TARGETS
 from onnx_tailor.verify.compare import compare
 from onnx_tailor.verify.tokens import random_tokens
 
@@ -246,3 +255,19 @@ def test_a_mixture_of_the_genai_builder_is_quantized(tmp_path: Path) -> None:
     compared = compare(BUILT, tmp_path / "out" / "model.onnx", random_tokens(384, windows=2, length=72))
     assert compared.kl_mean is not None
     assert 0 < compared.kl_mean < 3e-3  # its kernel rounds the activations to 8 bits as well
+
+
+def test_automatic_bits_count_the_stacks_as_they_will_be_stored(tmp_path: Path) -> None:
+    values = weights("float32", fused=False)
+    source = mixture(tmp_path / "model.onnx", values, activation_type="gelu")
+    options = Quantize(bits="auto", budget="5 bpw", block_size=16)
+    model = load(source)
+    circumstances = Circumstances(TARGETS["cpu"], tmp_path, Silent())
+    stack = weigh_all(options, find_candidates(model), find_mixtures(model), {}, None, circumstances)
+    assert [each.name for each in stack] == [NAME]
+    for form in (Form(2, 16), Form(4, 16), Form(8, 16)):
+        copy = load(source)
+        explicit = Quantize(bits=form.bits, block_size=16)  # type: ignore[arg-type]
+        (change,) = [c for c in explicit.apply(copy, TARGETS["cpu"]) if isinstance(c, Change)]
+        assert stack[0].sizes[form] == change.bytes_after
+        assert stack[0].sizes[FLOAT] == change.bytes_before

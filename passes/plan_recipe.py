@@ -1,0 +1,49 @@
+"""Write what `bits: auto` chose as a recipe that needs no measurement."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx_tailor.passes.selectors import NodeRule, Setting
+
+if TYPE_CHECKING:
+    from onnx_tailor.passes.quantize import Quantize
+
+_HEADER = "# Chosen by `bits: auto` with {goal}. Edit it, or run it again without measuring.\n"
+
+
+def write_plan(path: str, options: Quantize, goal: str, *, keep_calibration: bool) -> None:
+    """Write the pass as a recipe in YAML to `path`, tie and layout around it as in the shipped ones."""
+    calibration = options.calibration if keep_calibration else None
+    Path(path).write_text(_recipe(replace(options, calibration=calibration), goal), encoding="utf-8")
+
+
+def _recipe(options: Quantize, goal: str) -> str:
+    lines = [
+        _HEADER.format(goal=goal) + "recipe: 1",
+        "passes:",
+        "  - tie-embeddings",
+        "  - quantize:",
+        f"      method: {options.method}",
+        f"      block_size: {options.block_size}",
+        f"      symmetric: {json.dumps(options.symmetric)}",
+        f"      scales: {options.scales or 'model'}",
+        f"      embeddings: {json.dumps(options.embeddings)}",
+    ]
+    if options.calibration is not None:
+        lines.append(f"      calibration: {json.dumps(str(options.calibration.resolve()))}")
+    if options.accuracy_level is not None:
+        lines.append(f"      accuracy_level: {options.accuracy_level}")
+    lines.append("      nodes:")
+    lines += [f"        {json.dumps(name)}: {_setting(setting)}" for name, setting in options.nodes.items()]
+    return "\n".join([*lines, "  - reshape-dim", ""])
+
+
+def _setting(setting: Setting | NodeRule) -> str:
+    if not isinstance(setting, NodeRule):
+        return str(setting)
+    given = {name: value for name, value in vars(setting).items() if value is not None}
+    return str(given["bits"]) if set(given) == {"bits"} else json.dumps(given)
