@@ -14,6 +14,7 @@ from onnx_tailor import __version__
 from onnx_tailor.cluster.choose import THREADS, executor_of
 from onnx_tailor.errors import ModelError, OptionError, UsageError
 from onnx_tailor.graph.annotations import forget_named_sizes
+from onnx_tailor.graph.heads import Head, QuantizedHead, find_heads
 from onnx_tailor.graph.inspection import Inspection, inspect_model
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
@@ -64,7 +65,7 @@ def run(
     """
     started = time.monotonic()
     chosen = TARGETS[target or recipe.target or DEFAULT]
-    models = [load(file) for file in model_files(model)]
+    models = _set_of(model_files(model))
     if not dry_run:
         out = _checked(out, models, overwrite=overwrite)
     before = measure(models, _bytes_on_disk(models))
@@ -105,6 +106,16 @@ def run(
             with working(out.resolve()) as work:
                 report = write_output(job, work, digests, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _set_of(files: Sequence[Path]) -> list[TailorModel]:
+    """Load the files of a set: those with a head first, whose table the others may share."""
+    models = [load(file) for file in files]
+    if len(models) > 1:
+        for model in models:
+            model.siblings = tuple(other for other in models if other is not model)
+        models.sort(key=lambda model: not any(isinstance(head, Head | QuantizedHead) for head in find_heads(model)))
+    return models
 
 
 def inspect(model: Path) -> Inspection:

@@ -29,6 +29,8 @@ class TailorModel:
     """The files that it was read from: its own, and those of its weights."""
     file_name: str = ""
     """Name of the ONNX file that it becomes; its own by default."""
+    siblings: tuple[TailorModel, ...] = field(default=(), repr=False)
+    """The other files of its set, such as the decoder beside an encoder."""
     _names: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData,
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
 from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
+from onnx_tailor.passes.set_tables import quantized_in_set
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -77,7 +78,8 @@ class Quantize(Pass):
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """MatMulNBits' attribute: 4 lets the CPU multiply in 8-bit integers, which is much faster; none leaves it out."""
     embeddings: bool = False
-    """Quantize a token table that is not tied with a head as well."""
+    """Quantize a token table that is not tied with a head as well. One that is the head of another file of the set is
+    quantized with that one anyway."""
     nodes: Mapping[str, Setting | NodeRule] = field(default_factory=dict)
     """Settings by node, weight or module name (a glob pattern) or `role:NAME`; the first match wins."""
 
@@ -168,7 +170,7 @@ class Quantize(Pass):
         otherwise = "method" if self.method.endswith(("_last", "_mixed")) else "bits"
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
-            found = self.match(candidate, rules.get(candidate), layers, data)
+            found = self.match(model, candidate, rules.get(candidate), layers, data)
             done = found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
             yield replace(done, details={**told, **done.details})
         for mixture in mixtures:
@@ -176,9 +178,13 @@ class Quantize(Pass):
         model.sweep()
 
     def match(
-        self, candidate: Candidate, rule: NodeRule | None, layers: int, data: InputData | None
+        self, model: TailorModel, candidate: Candidate, rule: NodeRule | None, layers: int, data: InputData | None
     ) -> QuantizeJob | Skip:
         """Decide how one weight is stored; edits nothing."""
+        if rule is None and candidate.tables and not candidate.projections:
+            known = quantized_in_set(model, candidate.matrix.view)
+            if known is not None:
+                return replace(known, name=candidate.matrix.name)
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
         if bits in {"float", "skip"}:

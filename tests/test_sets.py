@@ -134,6 +134,22 @@ def test_a_quantized_weight_is_shared_with_its_transposed_copy(tmp_path: Path, f
     assert codes < (tmp_path / "out" / "weights.data").stat().st_size < 1.6 * codes
 
 
+def test_the_table_of_an_encoder_is_quantized_with_the_head_that_it_is(tmp_path: Path, folder: Path) -> None:
+    report = json.loads(run("rtn-last", folder, tmp_path / "out", "--json").stdout)
+    details = [
+        change["details"]
+        for each in report["passes"]
+        if each["name"] == "quantize"
+        for change in each["changes"]
+        if change["details"]["role"] in {"lm_head", "embedding"}
+    ]
+    assert [each["role"] for each in details].count("embedding") == 1
+    assert {each["bits"] for each in details} == {8}  # the head's, as `rtn-last` says
+    assert len({each["relative_error"] for each in details}) == 1
+    codes = (TABLE + LAYERS) // 4
+    assert codes / 2 < (tmp_path / "out" / "weights.data").stat().st_size < 1.3 * codes
+
+
 def test_a_data_file_for_each_model(tmp_path: Path, folder: Path) -> None:
     run("tie", folder, tmp_path / "out", "--data-per-model")
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.data")}

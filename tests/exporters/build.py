@@ -29,6 +29,7 @@ MORE_DECODERS = (
 )
 MORE_SEQ2SEQ = ("marian", "m2m100", "mt5")
 MORE_MASKED = ("roberta", "distilbert", "electra", "albert")
+MORE_BY_OPTIMUM = ("qwen2", "gpt-neox", "opt", *MORE_SEQ2SEQ)
 EXPORTERS = (("dynamo", "torch"), ("torchscript", "torch"), ("optimum-past", "optimum"), ("optimum", "optimum"))
 DTYPES = ("fp32", "fp16", "bf16")
 GENAI = (
@@ -43,7 +44,7 @@ GENAI = (
     "int8",
 )
 GENAI_MORE = ("qwen2", "mistral", "gemma2", "granite", "smollm3", "phi", "gpt-oss")
-GENAI_OLD = ("fp32", "fp16", "int4", "int4-k_quant", "int4-rtn", "int4-k_quant_mixed")
+GENAI_OLD = ("fp32", "fp16", "int4", "int4-k_quant_mixed")
 """Strangers' files come from older builders, which write other graphs; this one also takes Gemma 3."""
 # Files that ONNX Runtime's quantizer makes of exports above: what transformers.js calls q4 and q4f16, and the
 # algorithms that Olive and the GenAI builder call too.
@@ -96,16 +97,15 @@ def exports() -> list[Export]:
                 for family in (*DECODERS, *SEQ2SEQ, *MASKED)
                 if exporter != "optimum-past" or family not in MASKED
             ]
-    for exporter, environment in EXPORTERS:
+    for exporter, environment in EXPORTERS[:3]:
+        families = MORE_BY_OPTIMUM if environment == "optimum" else (*MORE_DECODERS, *MORE_SEQ2SEQ, *MORE_MASKED)
         script = f"{environment}_export.py"
         found += [
-            Export(exporter, family, "fp32", environment, (script, exporter, family, "fp32"))
-            for family in (*MORE_DECODERS, *MORE_SEQ2SEQ, *MORE_MASKED)
-            if exporter != "optimum-past" or family not in MORE_MASKED
+            Export(exporter, family, "fp32", environment, (script, exporter, family, "fp32")) for family in families
         ]
     found += [_genai("genai", family, kind) for kind in GENAI for family in (*DECODERS, "whisper")]
     found += [_genai("genai", family, kind) for kind in ("fp32", "int4") for family in GENAI_MORE]
-    found += [_genai("genai-0.11", family, kind) for kind in GENAI_OLD for family in ("llama", "gemma3", "phi4")]
+    found += [_genai("genai-0.11", family, kind) for kind in GENAI_OLD for family in ("gemma3", "llama")]
     found += [
         _quantized(f"{method} of", source, "torch", "quantized_export.py", method) for method, source in QUANTIZED
     ]
