@@ -20,6 +20,7 @@ from onnx_tailor import recipe as recipes
 from onnx_tailor.graph.load import load as load_graph
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.recipe import Recipe
+from onnx_tailor.remote import Place, place
 
 if TYPE_CHECKING:
     from onnx_tailor.graph.inspection import Inspection
@@ -57,7 +58,7 @@ def run(
 
     Args:
         recipe: the name of a shipped recipe, the path of a YAML file, a loaded one, or passes.
-        model: an ONNX file, or a folder.
+        model: an ONNX file, or a folder; an address such as s3://BUCKET/FOLDER, too, and so is `out`.
         out: the folder to write; it appears when it is whole. None with `dry_run`.
         target: what will run the model; wins over the recipe's.
         dry_run: run the passes and report, but write nothing.
@@ -75,14 +76,18 @@ def run(
         recipe = recipes.of_passes(recipe)
     return pipeline.run(
         recipe,
-        Path(model),
-        None if out is None else Path(out),
+        _place(model),
+        None if out is None else _place(out),
         target=target,
         dry_run=dry_run,
         overwrite=overwrite,
         executor=executor,
         progress=progress,
     )
+
+
+def _place(location: Location) -> Place:
+    return place(location) if isinstance(location, str) else Path(location)
 
 
 def inspect(model: Location) -> Inspection:

@@ -23,6 +23,7 @@ from onnx_tailor.console.errors import Commands
 from onnx_tailor.console.lazy import lazy
 from onnx_tailor.console.start import start
 from onnx_tailor.errors import Terminated, UsageError
+from onnx_tailor.remote import place
 
 if TYPE_CHECKING:
     import onnx_tailor.passes as registry
@@ -113,9 +114,9 @@ def _options(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
-    model: Annotated[Path, typer.Argument(help="An ONNX file, or a folder of them.")],
+    model: Annotated[str, typer.Argument(help="An ONNX file, or a folder of them; s3:// and the like, too.")],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write.")] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="The folder to write.")] = None,
     target: Annotated[TargetName | None, typer.Option(help="What will run the model; wins over the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be done.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
@@ -153,21 +154,24 @@ def run(
     """Run a recipe on a model and write the result."""
     if output is None and not dry_run:
         raise UsageError("there is no folder to write to; give one with -o OUT, or --dry-run")
+    source = place(model)
     chosen = reading.load(recipe, settings=settings or ())
     options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
     watch = progress.progress()
     check = None
     if verify and not dry_run:
+        if not isinstance(source, Path):
+            raise UsageError(f"{source}: --verify runs both models, which must be on this machine; leave it out")
         page = None if report is None else building.page_writer(report)
-        check = measuring.Check(options, model, measure.parse_limits(limit or ()), watch, page)
+        check = measuring.Check(options, source, measure.parse_limits(limit or ()), watch, page)
     elif verify or limit or report or options.given:
         what = "a dry run makes no model to verify" if verify else "the tokens, --limit and --report belong to --verify"
         raise UsageError(f"{what}; leave out the one or the other")
     try:
         done = pipeline.run(
             chosen,
-            model,
-            output,
+            source,
+            None if output is None else place(output),
             target=target.value if target else None,
             dry_run=dry_run,
             overwrite=overwrite,

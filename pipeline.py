@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,22 +22,26 @@ from onnx_tailor.graph.size import measure
 from onnx_tailor.output.arrangement import Client, arrange
 from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.forecast import forecast
+from onnx_tailor.output.local import LocalFolder
 from onnx_tailor.output.places import onnx_files
-from onnx_tailor.output.work import working
+from onnx_tailor.output.work import Folder, working
 from onnx_tailor.output.write import Check, Job, write_output
 from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.progress import Progress, Silent
+from onnx_tailor.remote import Place, Url
+from onnx_tailor.remote.source import opened
 from onnx_tailor.report import Change, PassReport, Report, Skip
 from onnx_tailor.targets import DEFAULT, TARGETS
 
 if TYPE_CHECKING:
     from onnx_tailor.recipe import Recipe, Step
+    from onnx_tailor.weights.files import DataFile
 
 
 def run(
     recipe: Recipe,
-    model: Path,
-    out: Path | None,
+    model: Place,
+    out: Place | None,
     *,
     target: str | None = None,
     dry_run: bool = False,
@@ -56,7 +60,8 @@ def run(
     before and after, does not raise; what it returns stands in the report. With `resume`, the tasks that an interrupted
     run finished are taken over. The models of a folder share one data file, unless `per_model`; no data file becomes
     larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them. `executor` is
-    `threads`, or `dask://HOST:PORT` for the workers of a cluster.
+    `threads`, or `dask://HOST:PORT` for the workers of a cluster. `model` and `out` may be on an object store; the work
+    folder is then in the current folder.
 
     Raises:
         UsageError: `out` is in the way, or the recipe does not fit this model; or there is no such executor.
@@ -65,30 +70,30 @@ def run(
     """
     started = time.monotonic()
     chosen = TARGETS[target or recipe.target or DEFAULT]
-    models = _set_of(model_files(model))
-    if not dry_run:
-        out = _checked(out, models, overwrite=overwrite)
-    before = measure(models, _bytes_on_disk(models))
     watch = progress or Silent()
     with (
+        opened(model) as source,
         executor_of(executor) as hands,
         tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch,
         Digests() as digests,
     ):
+        models = _set_of(model_files(source.path), source.open)
+        folder = None if dry_run else _checked(out, models, overwrite=overwrite)
+        before = measure(models, _bytes_on_disk(models))
         if not dry_run:  # a thread of its own hashes the files from here on
-            digests.begin(file.path for each in models for file in each.files)
+            digests.begin(file for each in models for file in each.files)
         circumstances = Circumstances(chosen, Path(scratch), watch, dry_run)
         passes = tuple(_run_pass(step, each, circumstances) for each in models for step in recipe.steps)
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
                 forget_named_sizes(each)
-        arrangement = arrange(models, model, client=client, per_model=per_model, max_file=max_shard_size)
+        arrangement = arrange(models, source.path, client=client, per_model=per_model, max_file=max_shard_size)
         report = Report(
             version=__version__,
             recipe=recipe.name,
             target=chosen.name,
             model=str(model),
-            out=None if out is None or dry_run else str(out),
+            out=None if folder is None else str(out),
             before=before,
             after=measure(models, 0),
             passes=passes,
@@ -98,19 +103,19 @@ def run(
             settings=recipe.settings,
         )
         job = Job(models, arrangement, report, hands, check)
-        if dry_run or out is None:
+        if folder is None:
             expected = forecast(job)
             after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))
             report = replace(report, after=after, files=tuple(expected.file_bytes), forecast=expected)
         else:
-            with working(out.resolve()) as work:
+            with working(folder) as work:
                 report = write_output(job, work, digests, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
 
 
-def _set_of(files: Sequence[Path]) -> list[TailorModel]:
+def _set_of(files: Sequence[Path], open_file: Callable[[Path], DataFile]) -> list[TailorModel]:
     """Load the files of a set: those with a head first, whose table the others may share."""
-    models = [load(file) for file in files]
+    models = [load(file, open_file) for file in files]
     if len(models) > 1:
         for model in models:
             model.siblings = tuple(other for other in models if other is not model)
@@ -177,9 +182,16 @@ def _located(result: Change | Skip, step: Step) -> Change | Skip:
     return replace(result, details={**result.details, "recipe_line": f"{Path(place.file).name}:{place.line}"})
 
 
-def _checked(out: Path | None, models: Sequence[TailorModel], *, overwrite: bool) -> Path:
+def _checked(out: Place | None, models: Sequence[TailorModel], *, overwrite: bool) -> Folder:
     if out is None:
         raise UsageError("no output folder; give one with -o, or --dry-run to see the plan alone")
+    if isinstance(out, Url):
+        out.require_support()
+        from onnx_tailor.remote.output import RemoteFolder
+
+        remote = RemoteFolder(out)
+        remote.require_free()
+        return remote
     resolved = out.resolve()
     for path in (file.path for model in models for file in model.files):
         for source in (path.parent.resolve(), path.resolve().parent):  # two, where the file is a link
@@ -192,7 +204,7 @@ def _checked(out: Path | None, models: Sequence[TailorModel], *, overwrite: bool
         raise UsageError(f"{out}: is a mount point, which cannot be replaced as a whole; name a folder inside it")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out}: exists already; choose another folder, or give --overwrite")
-    return out
+    return LocalFolder(resolved)
 
 
 def _bytes_on_disk(models: Sequence[TailorModel]) -> int:

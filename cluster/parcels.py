@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_tailor import __version__
+from onnx_tailor.weights.files import InlineBytes
 from onnx_tailor.weights.jobs import Job
 from onnx_tailor.weights.journal import Record
 from onnx_tailor.weights.tasks import Destination, Task
+from onnx_tailor.weights.view import View
 
 PARCEL_BYTES = 64 << 20
 """About how many bytes the tasks of a parcel read: a worker should be busy for much longer than a message takes."""
+_WHOLE = 512 << 20
+"""The same where a weight is read across its rows from an object store: one worker should fetch it, and not several."""
 _DESCRIPTION = 1 << 20
 """Bytes that the description of a job may take, besides the files that it names."""
 
@@ -59,11 +63,16 @@ def parcels(tasks: Iterable[Task], to: Destination, token: str, keep: Callable[[
             continue
         held.append(task)
         size += task.cost
-        if size >= PARCEL_BYTES:
+        if size >= (_WHOLE if _is_far_and_turned(task.job) else PARCEL_BYTES):
             yield Parcel(tuple(held), str(to.folder), str(to.token), token, build)
             held, size = [], 0
     if held:
         yield Parcel(tuple(held), str(to.folder), str(to.token), token, build)
+
+
+def _is_far_and_turned(job: Job) -> bool:
+    view = getattr(job, "view", None)
+    return isinstance(view, View) and view.turned and not isinstance(view.file, InlineBytes) and view.file.is_far
 
 
 def build_name() -> str:

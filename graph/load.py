@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from onnx_tailor.weights.tensors import WeightTensor
 from onnx_tailor.weights.view import View
 
 
-def load(path: Path) -> TailorModel:
+def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> TailorModel:
     """Read the graph of the ONNX file at `path`; its weights become `WeightTensor`s over file ranges.
+
+    `open_file` opens its files, where they are not in this machine's file system.
 
     Raises:
         ModelError: the file or one of its data files is missing, cut off, outside the folder, or no sound ONNX model.
     """
-    own = DataFile.open(path)
+    own = open_file(path)
     proto = read_skeleton(path)
     own.require_unchanged()
     require_plain_weights(proto.graph, path)
@@ -36,7 +39,7 @@ def load(path: Path) -> TailorModel:
             model = ir.from_proto(proto)
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
         raise ModelError(f"{path}: the graph cannot be read ({innermost(error)})") from error
-    sources = _Sources(path, {})
+    sources = _Sources(path, {}, open_file)
     for graph in model.graphs():
         for value in graph.initializers.values():
             value.const_value = sources.tensor(value.const_value)
@@ -58,6 +61,7 @@ def load(path: Path) -> TailorModel:
 class _Sources:
     path: Path
     files: dict[str, DataFile]
+    open_file: Callable[[Path], DataFile]
 
     def tensor(self, tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
         """Return `tensor`, over its file range if it is stored outside the protobuf."""
@@ -72,7 +76,7 @@ class _Sources:
         if location not in self.files:
             own = location == self.path.name
             file = self.path if own else resolve_location(self.path, location, name)
-            self.files[location] = DataFile.open(file)
+            self.files[location] = self.open_file(file)
         file_ = self.files[location]
         dims = tuple(tensor.shape.numpy())
         if any(n < 0 for n in dims):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Companion:
             shutil.copyfile(self.path, folder / self.name)
         else:
             (folder / self.name).write_text(self.text, encoding="utf-8")
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name is one."""
+    return any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
 
 
 def companions(source: Path) -> list[Companion]:

@@ -11,6 +11,7 @@ from typing import Self
 from onnx_tailor.errors import ModelError
 from onnx_tailor.report import FileDigest
 from onnx_tailor.weights.digest import sha256
+from onnx_tailor.weights.files import DataFile
 
 
 class Digests:
@@ -34,11 +35,12 @@ class Digests:
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def begin(self, files: Iterable[Path]) -> None:
+    def begin(self, files: Iterable[Path | DataFile]) -> None:
         """Let `files` be hashed after those that were named before, each once."""
         for file in files:
-            if file not in self._futures:
-                self._futures[file] = self._pool.submit(digest, file, advance=self._go_on)
+            path = file if isinstance(file, Path) else file.path
+            if path not in self._futures:
+                self._futures[path] = self._pool.submit(_any, file, self._go_on)
 
     def of(self, files: Iterable[Path]) -> tuple[FileDigest, ...]:
         """Return the digests of files that were begun, waiting for them.
@@ -64,3 +66,12 @@ def digest(path: Path, above: Path | None = None, advance: Callable[[int], None]
         return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _any(file: Path | DataFile, advance: Callable[[int], None]) -> FileDigest:
+    if isinstance(file, Path):
+        return digest(file, advance=advance)
+    try:
+        return FileDigest(name=file.path.name, bytes=file.size, sha256=file.sha256(advance))
+    except OSError as error:
+        raise ModelError(f"{file.path}: cannot be read ({error.strerror})") from error

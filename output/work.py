@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from onnx_tailor.errors import OutputError, ResumeError, TailorError
 from onnx_tailor.output.lock import Lock
@@ -54,8 +54,25 @@ def work_path(out: Path) -> Path:
     return out.parent / f".{out.name}.onnx-tailor"
 
 
+class Folder(Protocol):
+    """The output's final place."""
+
+    @property
+    def work(self) -> Path:
+        """Where its work folder is, on this machine."""
+
+    def exists(self) -> bool:
+        """Whether there is an output, which would be replaced."""
+
+    def recover(self, path: Path) -> None:
+        """Undo what a run that died in `publish` has left, also in the work folder at `path`."""
+
+    def publish(self, work: Work) -> None:
+        """Let the finished output appear there."""
+
+
 @contextmanager
-def working(out: Path) -> Iterator[Work]:
+def working(out: Folder) -> Iterator[Work]:
     """Give the work folder of `out`, whose content takes the output's name when the block ends well.
 
     When the block fails, `out` is as it was. What was written so far stays where a resumed run can use it, but not
@@ -64,16 +81,16 @@ def working(out: Path) -> Iterator[Work]:
     Raises:
         OutputError: another run is writing to `out`, or the file system fails.
     """
-    made = _make_parents(out.parent)
-    path = work_path(out)
+    path = out.work
+    made = _make_parents(path.parent)
     lock = Lock(path / "lock", str(out))
     keep = False
     try:
-        _recover(path, out)
+        out.recover(path)
         work = Work(path)
         work.folder.mkdir(exist_ok=True)
         yield work
-        _publish(work, out)
+        out.publish(work)
     except (KeyboardInterrupt, OSError) as error:
         keep = work_is_useful(path)
         again = "; the same command with --resume goes on where it stopped" if keep else ""
@@ -98,30 +115,6 @@ def work_is_useful(path: Path) -> bool:
     """Whether a work folder holds something that a resumed run would go on with."""
     journal = path / "journal"
     return journal.exists() and journal.read_bytes().count(b"\n") > 1
-
-
-def _recover(path: Path, out: Path) -> None:
-    """Put an output back that a run was replacing when it died."""
-    old = path / "old"
-    if old.exists():
-        if not out.exists():
-            old.rename(out)
-        else:  # it died with the new one in place
-            shutil.rmtree(old)
-
-
-def _publish(work: Work, out: Path) -> None:
-    """Give the finished output its name."""
-    old = work.path / "old"
-    if out.exists():
-        out.rename(old)
-    try:
-        work.folder.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    _sync(out.parent)
 
 
 def _leave(path: Path, lock: Lock, *, keep: bool) -> None:
@@ -153,13 +146,3 @@ def _remove_empty(folders: list[Path]) -> None:
             each.rmdir()
         except OSError:
             return
-
-
-def _sync(folder: Path) -> None:
-    """Let the renaming reach the disk, where the system knows folders as files."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -106,17 +106,17 @@ def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, 
     notes = _journal(job, work, resume=resume)
     models = work.folder / job.arrangement.subfolder
     models.mkdir(exist_ok=True)
-    read = [*(file.path for file in job.inputs), *(file.path for file in job.arrangement.companions)]
+    beside = [file.path for file in job.arrangement.companions]
     try:
         _require_room(job, work)
-        digests.begin(read)
+        digests.begin([*job.inputs, *beside])
         progress.start("writing", job.read_bytes)
         # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job are
         # computed again for the graph, and must be those that belong to the large ones.
         with threadpool_limits(1, user_api="blas"):
             write(job.storage.plan, Destination(models, work.token), progress, notes, job.executor)
             names = _write_small(job, models, work.folder)
-        inputs = digests.of(read)
+        inputs = digests.of([*(file.path for file in job.inputs), *beside])
     finally:
         notes.close()
     for file in job.inputs:

@@ -25,7 +25,7 @@ from onnx_tailor.graph.candidates import Candidate, find_candidates
 from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.size import graph_bytes, measure
-from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData
+from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData, require_here
 from onnx_tailor.passes.plan_recipe import write_plan
 from onnx_tailor.passes.quantize_mixture import match_mixture
 from onnx_tailor.passes.quantize_weight import stored_bytes, widest
@@ -63,6 +63,7 @@ def with_explicit_bits(
     candidates, mixtures = find_candidates(model), find_mixtures(model)
     everything: list[Selectable] = [*candidates, *mixtures]
     rules = select(options.nodes, everything)
+    require_here(model)
     data = InputData.open(options.calibration, options.methods())
     weights = weigh_all(options, candidates, mixtures, rules, data, circumstances)
     if not weights:

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx_tailor.calibration import combine
 from onnx_tailor.calibration.file import Calibration, InputStatistics, read
 from onnx_tailor.calibration.lookup import statistics
-from onnx_tailor.errors import OptionError
+from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.base import Circumstances
@@ -78,6 +78,19 @@ class InputData:
         return Choice("gptq", importance, self._factors[found], remark)
 
 
+def require_here(model: TailorModel) -> None:
+    """See that ONNX Runtime can load the files of a model.
+
+    Raises:
+        ModelError: they are on an object store.
+    """
+    if not all(file.path.exists() for file in model.files):
+        raise ModelError(
+            "the recipe runs the model to look at its inputs, which needs all files on this machine; run `onnx-tailor "
+            "calibrate` on a copy, and give `calibration: FILE`"
+        )
+
+
 def self_calibrated(model: TailorModel, circumstances: Circumstances, *, hessians: bool) -> Path:
     """Calibrate the file that `model` was read from, on the bundled text or at worst on random tokens.
 
@@ -87,6 +100,7 @@ def self_calibrated(model: TailorModel, circumstances: Circumstances, *, hessian
     from onnx_tailor.calibration.calibrate import calibrate  # ONNX Runtime takes long to import
     from onnx_tailor.calibration.tokens import choose
 
+    require_here(model)
     out = circumstances.scratch / f"{model.path.name}.npz"
     if not out.exists():
         calibrate(model.path, out, choose(model.path), hessians=hessians, progress=circumstances.progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path, PureWindowsPath
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.weights.digest import sha256
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DataFile:
             ) from error
         return cls(path, stamp[1], stamp)
 
-    def __reduce__(self) -> tuple[type[DataFile], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., DataFile], tuple[object, ...]]:
         """Leave out what holds on one machine alone."""
         return DataFile, (self.path.absolute(), self.size, (None, *self.stamp[1:]))
 
@@ -68,6 +70,28 @@ class DataFile:
             if not count:
                 raise ModelError(f"{self.path}: ends at byte {offset + done} while it is read; it was cut off")
             done += count
+
+    @property
+    def is_far(self) -> bool:
+        """Whether every read is a request to another machine."""
+        return False
+
+    def read_rows(self, offset: int, step: int, rows: npt.NDArray[np.uint8]) -> None:
+        """Fill each of `rows` from the file; they begin `step` bytes apart.
+
+        Raises:
+            ModelError: the file became shorter or was replaced since the model was loaded.
+        """
+        for index in range(len(rows)):
+            self.read_into(offset + index * step, rows[index])
+
+    def sha256(self, advance: Callable[[int], None] = lambda _: None) -> str:
+        """Return the SHA-256 of the file in hexadecimal; `advance` hears of the bytes read.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return sha256(self.path, advance)
 
     def _handle(self) -> FileIO:
         handle: FileIO | None = getattr(self._local, "handle", None)
@@ -128,6 +152,11 @@ class InlineBytes:
     def read_into(self, offset: int, buffer: npt.NDArray[np.uint8]) -> None:
         """Fill the contiguous `buffer` with the bytes from `offset` on."""
         buffer.data.cast("B")[:] = self.content[offset : offset + buffer.nbytes]
+
+    def read_rows(self, offset: int, step: int, rows: npt.NDArray[np.uint8]) -> None:
+        """Fill each of `rows`, which begin `step` bytes apart."""
+        for index in range(len(rows)):
+            self.read_into(offset + index * step, rows[index])
 
 
 def _stamp(file: FileIO) -> tuple[int, int, int]:

@@ -149,9 +149,7 @@ class View:
             self.file.read_into(self.offset, buffer.reshape(-1).view(np.uint8))
             return
         step = int(pitch * self.dtype.itemsize)
-        raw = buffer.view(np.uint8)
-        for index in range(len(buffer)):
-            self.file.read_into(self.offset + index * step, raw[index])
+        self.file.read_rows(self.offset, step, buffer.view(np.uint8))
 
 
 def as_bytes(window: Window) -> Window:
