@@ -62,13 +62,13 @@ class Answers:
     """By case, the outputs by name, or what went wrong."""
 
 
-def missing(runtime: Runtime | None = None) -> str:
+def missing(*, browser: bool = False) -> str:
     """Return why nothing can be run here, or ""."""
     if shutil.which("node") is None:
         return "there is no program node"
     if not (CLIENTS / "node_modules").exists():
         return "tests/clients/node_modules is missing; `make clients` makes it"
-    if runtime is not None and runtime.build != "node" and chromium() is None:
+    if browser and chromium() is None:
         return "there is no Chromium; install one, or name it in the variable CHROMIUM"
     return ""
 

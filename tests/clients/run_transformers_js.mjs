@@ -1,29 +1,43 @@
-// Load folders with transformers.js in Node and print, as JSON, what each generates greedily.
-// Takes one JSON object: home (the folder that holds them), folders (names), prompt (token ids), new_tokens.
-import { AutoModelForCausalLM, Tensor, env } from '@huggingface/transformers';
+// Load folders with transformers.js and print, as JSON, what each generates greedily.
+// Takes one JSON object: home (the folder that holds them), folders (names), prompt (token ids), new_tokens, and
+// device: cpu is Node, wasm and webgpu are a headless Chromium.
+import { generate } from './generate.mjs';
 
 const asked = JSON.parse(process.argv[2]);
-env.allowRemoteModels = false;
-env.localModelPath = asked.home;
 
-async function generate(folder) {
+async function inNode() {
+  const transformers = await import('@huggingface/transformers');
+  transformers.env.allowRemoteModels = false;
+  transformers.env.localModelPath = asked.home;
+  return generate(transformers, asked);
+}
+
+async function inChromium() {
+  const { openPage } = await import('./chromium.mjs');
+  const imports = {
+    'onnxruntime-web/webgpu': '/modules/onnxruntime-web/dist/ort.webgpu.bundle.min.mjs',
+    'onnxruntime-common': '/modules/onnxruntime-common/dist/esm/index.js',
+  };
+  const html = `<!doctype html><script type="importmap">${JSON.stringify({ imports })}</script>`;
+  const page = await openPage(asked.device === 'webgpu', { '/files': asked.home }, { html });
   try {
-    const model = await AutoModelForCausalLM.from_pretrained(folder, { device: 'cpu' });
-    const size = [1, asked.prompt.length];
-    const sequence = await model.generate({
-      input_ids: new Tensor('int64', BigInt64Array.from(asked.prompt, BigInt), size),
-      attention_mask: new Tensor('int64', new BigInt64Array(asked.prompt.length).fill(1n), size),
-      max_new_tokens: asked.new_tokens,
-      min_new_tokens: asked.new_tokens,
-      do_sample: false,
-    });
-    await model.dispose();
-    return { tokens: sequence.tolist()[0].slice(asked.prompt.length).map(Number), 'transformers.js': env.version };
-  } catch (error) {
-    return { error: String(error?.message ?? error), 'transformers.js': env.version };
+    const found = await page.evaluate(async (asked) => {
+      const transformers = await import('/modules/@huggingface/transformers/dist/transformers.web.js');
+      const { env } = transformers;
+      env.allowRemoteModels = false;
+      env.allowLocalModels = true;
+      env.localModelPath = '/files/';
+      env.useBrowserCache = false;
+      // The build that transformers.js takes from the network by default.
+      const file = `${location.origin}/modules/onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify`;
+      env.backends.onnx.wasm.wasmPaths = { mjs: `${file}.mjs`, wasm: `${file}.wasm` };
+      const { generate } = await import('/here/generate.mjs');
+      return generate(transformers, asked);
+    }, asked);
+    return found.map((each) => ({ ...each, Chromium: page.version }));
+  } finally {
+    await page.end();
   }
 }
 
-const found = [];
-for (const folder of asked.folders) found.push(await generate(folder));
-console.log(JSON.stringify(found));
+console.log(JSON.stringify(await (asked.device === 'cpu' ? inNode() : inChromium())));

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.verify.session import LanguageModel
@@ -33,8 +35,30 @@ def greedy(file: Path) -> list[int]:
     return tokens
 
 
-def ask(transformers_js: Any, home: Path, *names: str) -> list[dict[str, Any]]:
-    return transformers_js(home=f"{home}/", folders=names, prompt=PROMPT, new_tokens=COUNT)
+def ask(transformers_js: Any, home: Path, *names: str, device: str = "cpu") -> list[dict[str, Any]]:
+    return transformers_js(home=f"{home}/", folders=names, prompt=PROMPT, new_tokens=COUNT, device=device)
+
+
+def widened(folder: Path) -> Path:
+    """Write the example in float32: software WebGPU adapters have no float16."""
+    model = onnx.load(EXAMPLE / "model.onnx")
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    tensors = [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t"))]
+    for tensor in tensors:
+        if tensor.data_type == half:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name in {"to", "dtype"} and attribute.i == half:
+                attribute.i = single
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
+    del model.graph.value_info[:]
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    shutil.copy(EXAMPLE / "config.json", folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -66,3 +90,25 @@ def test_a_genai_export_generates(transformers_js: Any, tmp_path: Path) -> None:
     pipeline.run(recipe.load("tie"), source, out, client="transformers.js", target="portable")
     (found,) = ask(transformers_js, tmp_path, "out")
     assert found.get("tokens") == greedy(source / "model.onnx"), found
+
+
+RECIPES = ("tie", "rtn", "k-quant-8bit")
+
+
+@pytest.mark.parametrize("device", ["wasm", "webgpu"])
+def test_the_example_generates_in_a_browser(transformers_js: Any, tmp_path: Path, device: str) -> None:
+    source = widened(tmp_path / "in")
+    for name in RECIPES:
+        pipeline.run(recipe.load(name), source, tmp_path / name, target=device, client="transformers.js")
+    found = ask(transformers_js, tmp_path, *RECIPES, device=device)
+    expected = [greedy(next((tmp_path / name / "onnx").glob("*.onnx"))) for name in RECIPES]
+    assert [each.get("tokens") for each in found] == expected, found
+    assert expected[0] == greedy(source / "model.onnx")
+
+
+def test_float16_generates_as_webassembly(transformers_js: Any, tmp_path: Path) -> None:
+    for name in RECIPES:
+        pipeline.run(recipe.load(name), EXAMPLE, tmp_path / name, target="wasm", client="transformers.js")
+    found = ask(transformers_js, tmp_path, *RECIPES, device="wasm")
+    expected = [greedy(next((tmp_path / name / "onnx").glob("*.onnx"))) for name in RECIPES]
+    assert [each.get("tokens") for each in found] == expected, found
