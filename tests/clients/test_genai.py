@@ -23,8 +23,12 @@ BITWISE = "recipe: 1\npasses: [unpack-matmul, tie-embeddings, reshape-dim]\n"
 
 
 def exports(pattern: str, *fixtures: str) -> list[Path]:
-    more = sorted(MATRIX.glob(pattern)) if MATRIX else []
-    return [*(EXPORTS / name for name in fixtures), *(each for each in more if any(each.glob("*.onnx")))]
+    """Return the fixtures and, of the matrix, what is no speech model and no float table beside an 8-bit head."""
+    more = [each for each in sorted(MATRIX.glob(pattern)) if any(each.glob("*.onnx"))] if MATRIX else []
+    return [
+        *(EXPORTS / name for name in fixtures),
+        *(p for p in more if "whisper" not in p.name and "int8" not in p.name),
+    ]
 
 
 def ask(genai: Any, *folders: Path) -> list[dict[str, Any]]:
@@ -42,7 +46,7 @@ def rewrite(text: str, source: Path, out: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("target", ["cpu", "cuda", "portable"])
 def test_it_generates_what_it_did(genai: Any, tmp_path: Path, export: Path, target: str) -> None:
     before, after = ask(genai, export, rewrite(BITWISE, export, tmp_path / "out", target=target))
-    if "error" in before:
+    if "error" in before:  # some run only after it, such as those whose sizes are named wrongly
         pytest.skip(f"the input does not run: {before['error'][:100]}")
     assert after["tokens"] == before["tokens"]
     first, second = np.array(before["logits"]), np.array(after["logits"])
