@@ -14,6 +14,7 @@ from onnx_tailor.quant import ErrorSums
 from onnx_tailor.report import Change, PassReport
 from onnx_tailor.weights.quantize_job import QuantizeJob
 from onnx_tailor.weights.tensors import WeightTensor
+from onnx_tailor.weights.transposed_codes import TransposedCodes
 
 __all__ = ["KEY", "read", "stamp", "with_errors"]
 
@@ -79,14 +80,17 @@ def _with_error(change: Change, sums: Mapping[str, ErrorSums]) -> Change:
 
 def _error_sums(model: TailorModel) -> dict[str, ErrorSums]:
     """Return the sums of each quantized weight, by the weight's name."""
-    jobs: dict[str, dict[QuantizeJob, QuantizeJob]] = {}  # several where a weight was divided afterwards
+    jobs: dict[
+        str, dict[QuantizeJob | TransposedCodes, QuantizeJob]
+    ] = {}  # several where a weight was divided afterwards
     for value in weight_tensors(model):
         tensor = value.const_value
-        if isinstance(tensor, WeightTensor) and isinstance(tensor.blob.job, QuantizeJob):
-            job = tensor.blob.job
-            jobs.setdefault(job.name, {}).setdefault(job, job)
+        job = tensor.blob.job if isinstance(tensor, WeightTensor) else None
+        if isinstance(job, QuantizeJob | TransposedCodes):
+            own = job.job if isinstance(job, TransposedCodes) else job
+            jobs.setdefault(own.name, {}).setdefault(job, own)
     return {
-        name: sum((job.errors.total() for job in parts), ErrorSums())
+        name: sum((job.errors.total() for job in parts.values()), ErrorSums())
         for name, parts in jobs.items()
-        if all(job.errors.covers(job.tiles()) for job in parts)
+        if all(job.errors.covers(tiled.tiles()) for tiled, job in parts.items())
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.plain_table import read_plain
 from onnx_tailor.graph.scales import stored_scales
 from onnx_tailor.report import Size
@@ -74,6 +74,8 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
             counts.setdefault(plain.scales, 0)
             if plain.codes.const_value is not None:
                 counts.setdefault(plain.codes, plain.codes.const_value.nbytes * 8 // plain.bits)
+        if is_op(node, "DequantizeLinear"):
+            counts |= _dequantized_operands(node)
         if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
             continue
         if node.op_type == "QMoE":
@@ -93,6 +95,14 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
         if node.op_type == "Gather" and node.inputs[0] is not None and "_corrections" in (node.inputs[0].name or ""):
             counts[node.inputs[0]] = 0
     return counts
+
+
+def _dequantized_operands(node: ir.Node) -> dict[ir.Value, int]:
+    """Return the same for one DequantizeLinear of a stored weight."""
+    weight, *others = (stored_scales(value) for value in node.inputs)
+    if weight is None or not weight.is_initializer() or weight.const_value is None:
+        return {}
+    return {value: 0 for value in others if value is not None} | {weight: int(weight.const_value.size)}
 
 
 def _expert_operands(node: ir.Node) -> dict[ir.Value, int]:

@@ -143,7 +143,9 @@ def _budget(
     for each in candidates:
         rule = rules.get(each)
         if rule is not None and isinstance(rule.bits, int):
-            job = QuantizeJob(each.matrix.view, options.format(rule, rule.bits, widest(each)), "k_quant", each.name)
+            job = QuantizeJob(
+                each.matrix.view, options.block_format(rule, rule.bits, widest(each)), "k_quant", each.name
+            )
             others -= max(0, each.matrix.view.nbytes - stored_bytes(job))
     return whole - others
 
@@ -174,8 +176,14 @@ def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
     """Return the forms to choose from, and the one to measure in."""
     block = rule.block_size or options.block_size
     if block == "auto":
-        return _FORMS, _MEASURED
-    return tuple(Form(bits, block) for bits in _AT_ONE_SIZE), Form(4, block)  # type: ignore[arg-type]
+        forms: tuple[Form, ...] = _FORMS
+        measured = _MEASURED
+    else:
+        forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)  # type: ignore[arg-type]
+        measured = Form(4, block)
+    if options.format == "qdq":  # which has no 2 bits
+        forms = tuple(form for form in forms if form.bits != 2)
+    return forms, measured
 
 
 def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: InputData | None) -> Weighed | None:
@@ -185,9 +193,8 @@ def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: Inpu
     matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
     if candidate.stacks:  # whole blocks alone
         forms = tuple(form for form in forms if inside % form.block_size == 0)
-    formats = {
-        form: options.format(replace(rule, block_size=form.block_size), form.bits, widest(candidate)) for form in forms
-    }
+    kind = widest(candidate)
+    formats = {form: options.block_format(replace(rule, block_size=form.block_size), form.bits, kind) for form in forms}
     sizes = {form: stored_bytes(QuantizeJob(view, fmt, "k_quant", candidate.name)) for form, fmt in formats.items()}
     sizes = {form: min(size, view.nbytes) for form, size in sizes.items()} | {FLOAT: view.nbytes}
     columns = None if importance is None else importance.columns
@@ -204,7 +211,7 @@ def _stack(options: Quantize, mixture: Mixture, rule: NodeRule, circumstances: C
     forms, measured = _forms(options, rule)
     formats, sizes = {}, {FLOAT: sum(view.nbytes for view in views)}
     for form in forms:
-        fmt = replace(options, scales="model").format(
+        fmt = replace(options, scales="model").block_format(
             replace(rule, block_size=form.block_size), form.bits, weight.dtype
         )
         found = match_mixture(mixture, circumstances.target, fmt, "k_quant", "")

@@ -31,6 +31,7 @@ def _recipe(options: Quantize, goal: str) -> str:
         f"      block_size: {options.block_size}",
         f"      symmetric: {json.dumps(options.symmetric)}",
         f"      scales: {options.scales or 'model'}",
+        f"      format: {options.format}",
         f"      embeddings: {json.dumps(options.embeddings)}",
     ]
     if options.calibration is not None:

@@ -15,12 +15,14 @@ from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
+from onnx_tailor.graph.opset import raise_opset
 from onnx_tailor.graph.projections import match_projection
 from onnx_tailor.graph.stacks import chosen_stack, find_stacks
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
+from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
 from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
 from onnx_tailor.passes.set_tables import quantized_in_set
@@ -75,6 +77,9 @@ class Quantize(Pass):
     """The type in which scales are stored: that of the model, or float16 behind a Cast also where that is float32,
     half a bit less for each weight in blocks of 32. The search knows the scale as stored; ONNX Runtime widens it at
     load."""
+    format: Literal["nbits", "qdq"] = "nbits"
+    """The operators: MatMulNBits and GatherBlockQuantized of ONNX Runtime, or the standard DequantizeLinear with blocks
+    (opset 21) in front of a MatMul, for other runtimes."""
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     """MatMulNBits' attribute: 4 lets the CPU multiply in 8-bit integers, which is much faster; none leaves it out."""
     embeddings: bool = False
@@ -154,6 +159,11 @@ class Quantize(Pass):
             OptionError: a pattern of `nodes` matches no weight.
             ModelError: `k_quant_mixed` on a model whose layers cannot be told.
         """
+        if self.format == "qdq":
+            reason = raise_opset(model, OPSET)
+            if reason is not None:
+                yield Skip(where=model.path.name, reason=f"DequantizeLinear has blocks from opset {OPSET} on; {reason}")
+                return
         candidates = find_candidates(model)
         mixtures = find_mixtures(model)
         everything: list[Selectable] = [*candidates, *mixtures]
@@ -171,7 +181,7 @@ class Quantize(Pass):
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
             found = self.match(model, candidate, rules.get(candidate), layers, data)
-            done = found if isinstance(found, Skip) else rewrite(model, target, candidate, found, self.accuracy_level)
+            done = found if isinstance(found, Skip) else self._rewrite(model, target, candidate, found)
             yield replace(done, details={**told, **done.details})
         for mixture in mixtures:
             yield self._mixture(model, target, mixture, rules.get(mixture))
@@ -195,7 +205,7 @@ class Quantize(Pass):
                 reason="a router decides which experts run, so it is left in float; "
                 "`nodes: {'role:router': 8}` quantizes it",
             )
-        fmt = self.format(rule, bits, widest(candidate))
+        fmt = self.block_format(rule, bits, widest(candidate))
         uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
         if uneven:
             return Skip(
@@ -220,12 +230,22 @@ class Quantize(Pass):
             factor=chosen.factor,
             remark=chosen.remark,
         )
+        if self.format == "qdq":
+            standard = match_qdq(candidate, job)
+            if isinstance(standard, Skip):
+                return standard
+            job = standard
         after = stored_bytes(job)
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
         return job
 
-    def format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
+    def _rewrite(self, model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob) -> Change:
+        if self.format == "qdq":
+            return rewrite_qdq(model, candidate, job)
+        return rewrite(model, target, candidate, job, self.accuracy_level)
+
+    def block_format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
         """Return how a weight that is read as `dtype` is laid out."""
         narrow = self.scales == "float16" and dtype == ir.DataType.FLOAT
         return BlockFormat(
@@ -241,12 +261,14 @@ class Quantize(Pass):
         bits = rule.bits if rule.bits is not None else self.bits
         if bits in {"float", "skip"}:
             return Skip(where=mixture.name, reason=f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says")
+        if self.format == "qdq":
+            return Skip(where=mixture.name, reason="MoE is no standard operator, and has no form for them")
         weight = mixture.operand(FC1)
         if weight is None or weight.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
             return Skip(where=mixture.name, reason="its experts are neither float32 nor float16")
         method = rule.method or self.method
         instead = "nothing is known of what the operator multiplies inside" if method in DATA_METHODS else ""
-        fmt = replace(self, scales="model").format(rule, bits, weight.dtype)
+        fmt = replace(self, scales="model").block_format(rule, bits, weight.dtype)
         found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
         return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
 

@@ -23,8 +23,7 @@ def rewrite(
     model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob, accuracy_level: int | None
 ) -> Change:
     """Put the quantized weight in the place of the float one, for all its readers."""
-    name = candidate.name
-    table = _table(model, candidate, job)
+    name, table = candidate.name, _table(model, candidate, job)
     for projection in candidate.projections:
         current = match_projection(projection.node)  # what it reads may have been rewritten since it was found
         assert isinstance(current, Projection)
@@ -39,12 +38,17 @@ def rewrite(
         rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, gathered)
         result = as_matrices(model, reader, rows, ids) if isinstance(reader, Stack) else rows
         model.replace(reader.node.outputs[0], result)
+    return describe(name, candidate, job, _objection(target, job.format.bits), stored_bytes(job), layout)
+
+
+def describe(name: str, candidate: Candidate, job: QuantizeJob, remark: str, nbytes: int, layout: str | None) -> Change:
+    """Return what a report says of a weight, called `name` before, that is stored in `nbytes`."""
     fmt, where = job.format, candidate.place
     return Change(
         where=name,
-        what=_what(job) + _objection(target, fmt.bits),
+        what=_what(job) + remark,
         bytes_before=job.view.nbytes,
-        bytes_after=stored_bytes(job),
+        bytes_after=nbytes,
         details={
             "weight": candidate.matrix.name,
             "shape": list(candidate.shape),

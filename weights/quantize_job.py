@@ -116,6 +116,16 @@ class QuantizeJob:
         Raises:
             ModelError: the weight holds a NaN or an infinity.
         """
+        result = self.quantized(tile)
+        for output, array in self._arrays(result, wanted).items():
+            yield output, tile[0] * (array.nbytes // len(array)), array
+
+    def quantized(self, tile: tuple[int, int]) -> Quantized:
+        """Return the rows of one tile, and note how far they are from the weights.
+
+        Raises:
+            ModelError: the weight holds a NaN or an infinity.
+        """
         try:
             result = self._quantized(self.view.rows(*tile).read())
         except NonFiniteError as error:
@@ -124,8 +134,7 @@ class QuantizeJob:
                 "no quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
             ) from error
         self.errors.record(tile, result.sums)
-        for output, array in self._arrays(result, wanted).items():
-            yield output, tile[0] * (array.nbytes // len(array)), array
+        return result
 
     def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
         """Return the error sums of a tile that was computed."""

@@ -1,0 +1,85 @@
+"""Quantized weights as DequantizeLinear takes them in front of a MatMul: [K, N], blocks along the first axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_tailor.quant.packing import codes_of, pack, zero_points_of
+from onnx_tailor.weights.jobs import Piece
+from onnx_tailor.weights.quantize_job import QuantizeJob
+
+
+@dataclass(frozen=True)
+class TransposedCodes:
+    """What `job` computes for [N, K], stored for [K, N]; N weights, and N zero points, must fill whole bytes.
+
+    Outputs: `codes` [K, N], 8/bits of them a byte, the first in the lowest bits; `scales` [blocks, N]; `zero_points`
+    [blocks, N], packed likewise, absent when symmetric. Codes of a symmetric weight are signed: 2^(bits-1) less.
+    """
+
+    job: QuantizeJob
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """Bytes of each output."""
+        (rows, columns), fmt = self.job.view.shape, self.job.format
+        blocks = fmt.blocks(columns)
+        sizes = {
+            "codes": columns * rows * fmt.bits // 8,
+            "scales": blocks * rows * fmt.dtype.itemsize,
+        }
+        if not fmt.symmetric:
+            sizes["zero_points"] = blocks * rows * fmt.bits // 8
+        return sizes
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of the float weight."""
+        return self.job.read_bytes
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Return ranges of rows that begin on whole bytes."""
+        each = 8 // self.job.format.bits
+        starts = sorted({start - start % each for start, _ in self.job.tiles()})
+        return list(zip(starts, [*starts[1:], self.job.view.shape[0]], strict=True))
+
+    def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
+        """Quantize the rows of one tile, which are columns here.
+
+        Raises:
+            ModelError: the weight holds a NaN or an infinity.
+        """
+        (rows, columns), fmt = self.job.view.shape, self.job.format
+        result = self.job.quantized(tile)
+        parts: dict[str, npt.NDArray[np.generic]] = {"scales": result.scales.T}
+        codes = codes_of(result, fmt)[:, :columns].T
+        if fmt.symmetric:
+            codes = codes ^ np.uint8(1 << fmt.bits - 1)
+        else:
+            parts["zero_points"] = pack(np.ascontiguousarray(zero_points_of(result, fmt).T), fmt.bits)
+        parts["codes"] = pack(np.ascontiguousarray(codes), fmt.bits)
+        for output, array in parts.items():
+            if output in wanted:
+                yield from self._lines(output, np.ascontiguousarray(array), tile, rows)
+
+    def _lines(self, output: str, array: npt.NDArray[np.generic], tile: tuple[int, int], rows: int) -> Iterator[Piece]:
+        """Yield each row of `array`, a part of a row of the output; whole where the tile is all of the weight."""
+        if tile == (0, rows):
+            yield output, 0, array
+            return
+        line = self.outputs[output] // len(array)
+        start = tile[0] * line // rows
+        for number, part in enumerate(array):
+            yield output, number * line + start, part
+
+    def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
+        """Return the error sums of a tile that was computed."""
+        return self.job.measured(tile)
+
+    def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
+        """Take over the error sums of a tile that an earlier run computed."""
+        self.job.recall(tile, measured)
