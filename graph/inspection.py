@@ -21,6 +21,7 @@ from onnx_tailor.graph.roles import Place, find_places, place
 from onnx_tailor.graph.size import measure
 from onnx_tailor.graph.stacks import chosen_for, is_routed
 from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.graph.typed_table import head_of, typed_tables
 from onnx_tailor.report import Size
 from onnx_tailor.weights.compare import compare
 
@@ -81,6 +82,9 @@ def _tied(model: TailorModel) -> dict[str, str]:
     for found in find_block_tables(model):
         if isinstance(found, FoundTable) and any(_same_bytes(found.table.codes, other) for other in codes):
             return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
+    for typed in typed_tables(model):
+        if head_of(model, typed) is not None:
+            return {"state": "equal", "proof": f"two copies, all codes equal, the table's as {typed.dtype}"}
     tables = find_tables(model)
     heads = [head for head in find_heads(model) if isinstance(head, Head)]
     for head in heads:

@@ -105,7 +105,9 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
 
 
 def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | None) -> FoundTable | str:
-    """Read a node whose data are no quantized codes at all."""
+    """Read a node whose data are no uint8 codes."""
+    if data is not None and data.dtype in {ir.DataType.INT4, ir.DataType.UINT4}:
+        return f"its codes are {data.dtype}; tie-embeddings alone reads those, beside a head that holds the same"
     found = lost_table(model, node, data) if data is None or data.const_value is None else float_table(model, data)
     if isinstance(found, str):
         return found

@@ -17,6 +17,7 @@ from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.graph.same_table import SameTable, same_block_table, same_float_table
 from onnx_tailor.graph.tables import Table, find_tables
+from onnx_tailor.graph.typed_table import TypedTable, head_of, typed_tables
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -28,6 +29,10 @@ def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]
         found = same_float_table(model, table.matrix.view)
         if found is not None:
             yield _tie(model, target, table, found) if found.rounding.same else _miss(table, found)
+    for typed in typed_tables(model):
+        head = head_of(model, typed)
+        if head is not None:
+            yield _tie_typed(model, target, typed, *head)
     for other in find_block_tables(model):
         if isinstance(other, FoundTable) and other.layout != "broken":
             yield from _share(model, other)
@@ -62,6 +67,20 @@ def _tie(model: TailorModel, target: Target, table: Table, found: SameTable) -> 
         bytes_before=matrix.view.nbytes + _bytes(found.table),
         bytes_after=_bytes(found.table),
         details={"layout": layout, "worst_steps": found.rounding.worst, "clipped": found.rounding.clipped},
+    )
+
+
+def _tie_typed(model: TailorModel, target: Target, typed: TypedTable, head: ir.Node, table: BlockTable) -> Change:
+    node, dtype = typed.node, typed.node.outputs[0].dtype or table.read_as
+    name, ids, layout = model.retire(node) or f"{table.name}/gather", node.inputs[1], target.layout(table.form)
+    assert ids is not None
+    model.replace(node.outputs[0], gather(model, node, table, ids, layout, dtype, name))
+    return Change(
+        where=name,
+        what=f"reads the codes of the head {head.name} (its own, {typed.dtype}, are equal)",
+        bytes_before=typed.nbytes + _bytes(table),
+        bytes_after=_bytes(table),
+        details={"layout": layout},
     )
 
 

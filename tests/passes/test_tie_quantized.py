@@ -13,6 +13,8 @@ from quantized_models import FLOATS, IDS, Case, DataFile, Weights, build, feeds,
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.quant import BlockFormat, quantize
+from onnx_tailor.quant.packing import pack
+from onnx_tailor.quant.quantize import unpack
 from onnx_tailor.report import Change, Report, Skip
 
 
@@ -130,6 +132,69 @@ def test_a_quantized_copy_shares_the_heads_bytes(tmp_path: Path, layout: str, bi
     before, after = run(model, feeds(case)), run(tmp_path / "out" / model.name, feeds(case))
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
     assert not results(tailor(tmp_path / "out" / model.name, tmp_path / "again"))[0]
+
+
+def typed(folder: Path, case: Case) -> Path:
+    """Write the table as ONNX Runtime's quantizer does: INT4, or UINT4 with zero points, beside the head's bytes."""
+    model, w = beside(folder, case, "rtn", "float32")
+    proto = onnx.load(model)
+    codes = unpack(w.codes, 4).reshape(case.v, -1)[:, : case.k]
+    blocks = w.scales.shape[1]
+    kind, values = TensorProto.INT4, codes.astype(np.int8) - 8
+    inputs = ["own", "ids", "scales"]
+    if w.points is not None:
+        kind, values = TensorProto.UINT4, codes
+        points = unpack(w.points, 4)[:, :blocks]
+        proto.graph.initializer.append(four_bits("own_points", kind, points))
+        inputs.append("own_points")
+    proto.graph.initializer.append(four_bits("own", kind, values))
+    gather = helper.make_node(
+        "GatherBlockQuantized",
+        inputs,
+        ["rows"],
+        name="/embed",
+        domain="com.microsoft",
+        block_size=case.block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    proto.graph.node[0].CopyFrom(gather)
+    proto.graph.initializer.remove(next(t for t in proto.graph.initializer if t.name == "table"))
+    onnx.save(proto, folder / "typed.onnx")
+    return folder / "typed.onnx"
+
+
+def four_bits(name: str, kind: int, values: np.ndarray) -> TensorProto:
+    raw = pack(values.reshape(-1).astype(np.uint8) & 15, 4).tobytes()
+    return TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=raw)
+
+
+@pytest.mark.parametrize("k", [64, 80])  # with 80 there are three blocks, so that zero points share bytes across rows
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_of_a_type_of_four_bits_are_the_heads(tmp_path: Path, k: int, symmetric: bool) -> None:
+    case = Case(4, symmetric, k=k, v=63)
+    model = typed(tmp_path, case)
+    (change,), _ = results(tailor(model, tmp_path / "out"))
+    assert "are equal" in change.what
+    before, after = run(model, feeds(case)), run(tmp_path / "out" / model.name, feeds(case))
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not results(tailor(tmp_path / "out" / model.name, tmp_path / "again"))[0]
+
+
+@pytest.mark.parametrize("name", ["own", "own_points", "scales"])
+def test_one_nibble_of_another_table_is_enough(tmp_path: Path, name: str) -> None:
+    model = typed(tmp_path, Case(4, symmetric=False, k=80, v=63))
+    proto = onnx.load(model)
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    if name == "scales":  # a copy of its own for the table
+        proto.graph.initializer.append(tensor)
+        tensor = proto.graph.initializer[-1]
+        tensor.name = proto.graph.node[0].input[2] = "own_scales"
+    raw = bytearray(tensor.raw_data)
+    raw[len(raw) // 2] ^= 1
+    tensor.raw_data = bytes(raw)
+    onnx.save(proto, model)
+    assert not results(tailor(model, tmp_path / "out"))[0]
 
 
 def test_a_quantized_copy_that_differs_stays(tmp_path: Path) -> None:
