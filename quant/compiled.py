@@ -16,6 +16,8 @@ from numba import njit
 _BARE: dict[str, Any] = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 kernel: Any = njit(**_BARE)
 """Compiles a function that other kernels call."""
+inlined: Any = njit(forceinline=True, **_BARE)
+"""Compiles a function of a few operations, which LLVM is to put into its callers."""
 
 
 def entry(make: Callable[[str], Callable[..., Any]]) -> Any:

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from onnx_tailor.quant.compiled import kernel
+from onnx_tailor.quant.compiled import inlined, kernel
 from onnx_tailor.quant.lanes import (
     WIDTH,
     bits,
@@ -74,15 +74,26 @@ def rtn(low, high, symmetric, maxq, unit, inverse, kind):
     return scale, where(scale > splat(_F(0)), zero_point(start, scale, maxq), half)
 
 
-@kernel
-def nearest(value, scale, inverse, half, low, high):
-    """Return the code nearest to `value` and what is left, where `half` is half of the scale's size."""
-    code = rint(lesser(greater(value * inverse, low), high))
-    rest = fma(-code, scale, value)
+@inlined
+def nearest(value, scale, inverse, low, high):
+    """Return the code nearest to `value` and what is left."""
+    code = rint(value * inverse)
     # A ratio near the middle of two codes may have been rounded across it.
-    nearer = where(rest * inverse > splat(_F(0)), splat(_F(1)), splat(_F(-1)))
-    code = where(fabs(rest) > half, lesser(greater(code + nearer, low), high), code)
+    code = lesser(greater(code + rint(fma(-code, scale, value) * inverse), low), high)
     return code, fma(-code, scale, value)
+
+
+@kernel
+def better(best, found, scale, zero):
+    """Return the better of two (dot, square, scale, zero): the one with the greater dot^2 / square."""
+    dot, square = found
+    improves = dot * dot * best[1] > best[0] * best[0] * square
+    return (
+        where(improves, dot, best[0]),
+        where(improves, square, best[1]),
+        where(improves, scale, best[2]),
+        where(improves, zero, best[3]),
+    )
 
 
 @kernel
@@ -101,17 +112,36 @@ def merit(x, w, scale, zero, maxq):
     return dot, square
 
 
+@inlined
+def _add(sums, weighted, code, value):
+    return fma(weighted, value, sums[0]), fma(weighted, code, sums[1])
+
+
 @kernel
-def cost(x, w, scale, zero, maxq):
-    """Return the weighted error of a grid, infinite where its scale is 0, and the least-squares scale for its codes."""
-    inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
-    half = fabs(scale) * splat(_F(0.5))
-    error = dot = square = splat(_F(0))
+def merits(x, w, scale, zeros, maxq):
+    """Return what `merit` does for each of three zero points."""
+    inverse = splat(_F(1)) / scale
+    first = second = third = splat(_F(0)), splat(_F(0))
+    lows = -zeros[0], -zeros[1], -zeros[2]
+    highs = maxq - zeros[0], maxq - zeros[1], maxq - zeros[2]
     for i in range(0, len(x), WIDTH):
         value, weight = load(x, i), load(w, i)
-        code, rest = nearest(value, scale, inverse, half, low, high)
-        error = fma(weight * rest, rest, error)
-        weighted = weight * code
-        dot, square = fma(weighted, value, dot), fma(weighted, code, square)
-    usable = fabs(scale) > splat(_F(0))
-    return where(usable, error, splat(_F(np.inf))), where(square > splat(_F(0)), dot / square, scale)
+        nearest = rint(value * inverse)
+        code = lesser(greater(nearest, lows[0]), highs[0])
+        first = _add(first, weight * code, code, value)
+        code = lesser(greater(nearest, lows[1]), highs[1])
+        second = _add(second, weight * code, code, value)
+        code = lesser(greater(nearest, lows[2]), highs[2])
+        third = _add(third, weight * code, code, value)
+    return first, second, third
+
+
+@kernel
+def cost(x, w, scale, zero, maxq):
+    """Return the weighted error of a grid, infinite where its scale is 0."""
+    inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
+    error = splat(_F(0))
+    for i in range(0, len(x), WIDTH):
+        _, rest = nearest(load(x, i), scale, inverse, low, high)
+        error = fma(load(w, i) * rest, rest, error)
+    return where(fabs(scale) > splat(_F(0)), error, splat(_F(np.inf)))

@@ -5,10 +5,10 @@
 
 import numpy as np
 
-from onnx_tailor.quant.compiled import entry, kernel
+from onnx_tailor.quant.compiled import entry, inlined, kernel
 from onnx_tailor.quant.grids import rtn
-from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, splat, store, where
-from onnx_tailor.quant.ort_search import SCRATCH, weigh_by_size
+from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, greater, splat, store, where
+from onnx_tailor.quant.ort_search import no_line, ort_lines, weigh_by_size
 from onnx_tailor.quant.search import search, weigh_by_importance
 from onnx_tailor.quant.tiles import encode, load_columns, load_rows, normalize
 
@@ -62,6 +62,60 @@ def _write_block(scale, zero, at, width, symmetric, scales, points):
         points[row, b * width // 8] |= np.uint8(zero) << (b * width % 8)
 
 
+@kernel
+def _groups(shape, block, by_columns):
+    """Return the number of groups of WIDTH blocks."""
+    rows, blocks = shape[0], -(-shape[1] // block)
+    return -(-rows // WIDTH) * blocks if by_columns else -(-rows * blocks // WIDTH)
+
+
+@kernel
+def _spots():
+    """Return what `_load` fills, for each lane: number, first element, first column, number of weights of a block."""
+    return np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
+
+
+@inlined
+def _load(group, source, kind, by_columns, shape, block, spots, x):
+    """Load a group and fill `spots`. Return how many blocks it has, and what `normalize` says of them."""
+    rows, k = shape
+    place, starts, columns, counts = spots
+    if by_columns:
+        lanes = _locate_columns(group, rows, k, block, place, starts, columns, counts)
+        load_columns(source, kind, starts[0], rows, lanes, counts[0], x)
+    else:
+        lanes = _locate_rows(group, rows, k, block, place, starts, columns, counts)
+        load_rows(source, kind, starts, counts, x)
+    return lanes, normalize(x)
+
+
+@kernel
+def _weigh(x, importance, spots, w):
+    """Fill `w` with what an error of each weight costs."""
+    if len(importance):
+        load_rows(importance, np.int64(0), spots[2], spots[3], w)
+        weigh_by_importance(w)
+    else:
+        weigh_by_size(x, w)
+
+
+@inlined
+def _finish(x, bounds, scale, zero, lanes, place, width, symmetric, words, results, codes, scales, points, sums):
+    """Write the codes of a group on its grids, and the grids, where its blocks lie; add to `sums`."""
+    unit, levels, middle = bounds[0], splat(_F((1 << width) - 1)), splat(_F(1 << width - 1))
+    usable = fabs(scale) > splat(_F(0))  # else nothing but zeros, as far as the storage type can tell
+    zero = where(usable, zero, middle)
+    error, square = encode(x, width, scale, zero, levels, words)
+    _spread(words, lanes, place, codes)
+    for i, value in enumerate((where(usable, scale * unit, splat(_F(1))), zero, error, square, unit)):
+        store(results, i * WIDTH, value)
+    for lane in range(lanes):
+        _write_block(results[lane], results[WIDTH + lane], place[lane], width, symmetric, scales, points)
+        size = np.float64(results[4 * WIDTH + lane]) ** 2
+        sums[0] += np.float64(results[2 * WIDTH + lane]) * size
+        sums[1] += np.float64(results[3 * WIDTH + lane]) * size
+
+
 @entry
 def quantize_tile(digest):
     """Return the kernel; see `entry`."""
@@ -90,50 +144,71 @@ def quantize_tile(digest):
         Returns whether every weight is finite; if not, the results are worth nothing.
         """
         _ = digest
-        rows, k = shape
-        blocks = scales.shape[1]
         levels = (1 << width) - 1
-        maxq, half = splat(_F(levels)), splat(_F(1 << width - 1))
-        x, w = np.empty(block * WIDTH, np.float32), np.empty(block * WIDTH, np.float32)
-        scratch = np.empty(SCRATCH + len(x), np.float32)
-        words = np.empty(block * width // 32 * WIDTH, np.uint32)
-        results = np.empty(5 * WIDTH, np.float32)
-        place, starts = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
-        columns, counts = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
-        for group in range(-(-rows // WIDTH) * blocks if by_columns else -(-rows * blocks // WIDTH)):
-            if by_columns:
-                lanes = _locate_columns(group, rows, k, block, place, starts, columns, counts)
-                load_columns(source, kind, starts[0], rows, lanes, counts[0], x)
-            else:
-                lanes = _locate_rows(group, rows, k, block, place, starts, columns, counts)
-                load_rows(source, kind, starts, counts, x)
-            unit, inverse, low, high, largest = normalize(x)
-            if any_lane(largest >= splat(_U(255 << 23))):
+        maxq = splat(_F(levels))
+        floats = np.empty((2, 3, block * WIDTH), np.float32)
+        x1, w1, scratch1 = floats[0, 0], floats[0, 1], floats[0, 2]
+        x2, w2, scratch2 = floats[1, 0], floats[1, 1], floats[1, 2]
+        words, results = np.empty(block * width // 32 * WIDTH, np.uint32), np.empty(5 * WIDTH, np.float32)
+        spots1, spots2 = _spots(), _spots()
+        weighted = len(importance) > 0
+        groups = _groups(shape, block, by_columns)
+        for group in range(0, groups, 2):  # in pairs; see `ort_lines`
+            last = min(group + 1, groups - 1)
+            lanes1, bounds1 = _load(group, source, kind, by_columns, shape, block, spots1, x1)
+            lanes2, bounds2 = _load(last, source, kind, by_columns, shape, block, spots2, x2)
+            if any_lane(greater(bounds1[4], bounds2[4]) >= splat(_U(255 << 23))):
                 return False
+            unit1, inverse1, low1, high1, _ = bounds1
+            unit2, inverse2, low2, high2, _ = bounds2
             if plan.scales == 0:
-                scale, zero = rtn(low, high, symmetric, maxq, unit, inverse, scale_kind)
+                scale1, zero1 = rtn(low1, high1, symmetric, maxq, unit1, inverse1, scale_kind)
+                scale2, zero2 = rtn(low2, high2, symmetric, maxq, unit2, inverse2, scale_kind)
             else:
-                if len(importance):
-                    load_rows(importance, np.int64(0), columns, counts, w)
-                    weigh_by_importance(w)
-                else:
-                    weigh_by_size(x, w, scratch)
-                weighted = len(importance) > 0
-                scale, zero = search(
-                    x, w, low, high, plan, symmetric, weighted, levels, unit, inverse, scale_kind, scratch
+                _weigh(x1, importance, spots1, w1)
+                _weigh(x2, importance, spots2, w2)
+                line1 = line2 = no_line()
+                if not (symmetric or weighted):
+                    line1, line2 = ort_lines((x1, w1, low1, high1, scratch1), (x2, w2, low2, high2, scratch2), levels)
+                scale1, zero1 = search(
+                    x1, w1, low1, high1, line1, plan, symmetric, weighted, levels, unit1, inverse1, scale_kind
                 )
-
-            usable = fabs(scale) > splat(_F(0))  # else nothing but zeros, as far as the storage type can tell
-            zero = where(usable, zero, half)
-            error, square = encode(x, width, scale, zero, maxq, words)
-            _spread(words, lanes, place, codes)
-            for i, value in enumerate((where(usable, scale * unit, splat(_F(1))), zero, error, square, unit)):
-                store(results, i * WIDTH, value)
-            for lane in range(lanes):
-                _write_block(results[lane], results[WIDTH + lane], place[lane], width, symmetric, scales, points)
-                size = np.float64(results[4 * WIDTH + lane]) ** 2
-                sums[0] += np.float64(results[2 * WIDTH + lane]) * size
-                sums[1] += np.float64(results[3 * WIDTH + lane]) * size
+                scale2, zero2 = search(
+                    x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
+                )
+            _finish(
+                x1,
+                bounds1,
+                scale1,
+                zero1,
+                lanes1,
+                spots1[0],
+                width,
+                symmetric,
+                words,
+                results,
+                codes,
+                scales,
+                points,
+                sums,
+            )
+            if last > group:
+                _finish(
+                    x2,
+                    bounds2,
+                    scale2,
+                    zero2,
+                    lanes2,
+                    spots2[0],
+                    width,
+                    symmetric,
+                    words,
+                    results,
+                    codes,
+                    scales,
+                    points,
+                    sums,
+                )
         return True
 
     return quantize_tile

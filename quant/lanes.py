@@ -131,6 +131,21 @@ def _choose(compare, symbol):
     return emit
 
 
+def _choose_integer(symbol):
+    """Emit the one of two values whose bits compare as signed integers."""
+
+    def emit(builder, a, b):
+        first, second = builder.bitcast(a, _U.vector), builder.bitcast(b, _U.vector)
+        chosen = builder.select(builder.icmp_signed(symbol, first, second), first, second)
+        return builder.bitcast(chosen, _F.vector)
+
+    return emit
+
+
+def _at_least_zero(builder, value):
+    return _choose_integer(">")(builder, value, ir.Constant(value.type, None))
+
+
 def _splat(vector):
     def emit(builder, value):
         undefined = ir.Constant(vector, ir.Undefined)
@@ -155,6 +170,10 @@ sqrt = _function((_F, (_F,), _llvm("sqrt")))
 fabs = _function((_F, (_F,), _llvm("fabs")))
 lesser = _function((_F, (_F, _F), _choose("fcmp_ordered", "<")))
 greater = _function((_F, (_F, _F), _choose("fcmp_ordered", ">")), (_U, (_U, _U), _choose("icmp_unsigned", ">")))
+lesser_size = _function((_F, (_F, _F), _choose_integer("<")))
+"""`lesser` of numbers from zero on, by another unit of the processor; a NaN is larger than infinity."""
+at_least_zero = _function((_F, (_F,), _at_least_zero))
+"""`greater` of a number and zero; the sign of a NaN decides."""
 where = _function((_F, (_M, _F, _F), _Builder.select), (_U, (_M, _U, _U), _Builder.select))
 """Lane by lane: the second argument where the mask is set, else the third."""
 bits = _function((_U, (_F,), lambda builder, value: builder.bitcast(value, _U.vector)))

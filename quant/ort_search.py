@@ -10,121 +10,193 @@ multiplication is fused with an addition here, and sums are taken in numpy's ord
 
 import numpy as np
 
-from onnx_tailor.quant.compiled import kernel
-from onnx_tailor.quant.lanes import WIDTH, fabs, greater, lesser, load, rint, splat, sqrt, store, where
+from onnx_tailor.quant.compiled import inlined, kernel
+from onnx_tailor.quant.grids import better, zero_point
+from onnx_tailor.quant.lanes import WIDTH, at_least_zero, fabs, lesser_size, load, rint, splat, sqrt, store, where
 
 _F = np.float32
 _STEPS = 20
 _CHAINS = 8
 _RUN = 128
 """numpy sums up to 128 numbers in 8 chains, whose ends it adds in pairs; more in halves."""
-SCRATCH = 3 * _CHAINS * WIDTH
-"""Elements of the scratch space beside one for each weight."""
+_HALF = 4
+"""Chains at a time, so that all sums of `_encode` stay in registers."""
+
+
+@inlined
+def _square(x, i, part):
+    """Add x^2."""
+    value = load(x, i * WIDTH)
+    return part + value * value
 
 
 @kernel
-def _add_ends(scratch, at):
-    """Add the ends of chains in numpy's order."""
-    r = at * _CHAINS * WIDTH
-    first = load(scratch, r) + load(scratch, r + WIDTH)
-    second = load(scratch, r + 2 * WIDTH) + load(scratch, r + 3 * WIDTH)
-    third = load(scratch, r + 4 * WIDTH) + load(scratch, r + 5 * WIDTH)
-    fourth = load(scratch, r + 6 * WIDTH) + load(scratch, r + 7 * WIDTH)
-    return (first + second) + (third + fourth)
-
-
-@kernel
-def weigh_by_size(x, w, scratch):
+def weigh_by_size(x, w):
     """Fill `w` with what an error of each weight costs where nothing is known: rms(block) + |x|, as in llama.cpp."""
     n = len(x) // WIDTH
     total = splat(_F(0))
     for run in range(0, n, _RUN):
-        for chain in range(_CHAINS):
-            part = splat(_F(0))
-            for i in range(run + chain, min(run + _RUN, n), _CHAINS):
-                value = load(x, i * WIDTH)
-                part = part + value * value
-            store(scratch, chain * WIDTH, part)
-        total = total + _add_ends(scratch, 0)
+        ends = splat(_F(0))
+        for half in range(0, _CHAINS, _HALF):
+            a = b = c = d = splat(_F(0))
+            for i in range(run + half, min(run + _RUN, n), _CHAINS):
+                a, b, c, d = _square(x, i, a), _square(x, i + 1, b), _square(x, i + 2, c), _square(x, i + 3, d)
+            ends = ends + ((a + b) + (c + d))
+        total = total + ends
     rms = sqrt(total / splat(_F(n)))
     for i in range(0, len(x), WIDTH):
         store(w, i, rms + fabs(load(x, i)))
 
 
+@inlined
+def _weight(x, w, i, parts):
+    """Add w and w * x."""
+    weight = load(w, i * WIDTH)
+    return parts[0] + weight, parts[1] + weight * load(x, i * WIDTH)
+
+
 @kernel
-def _sum_weights(x, w, scratch):
+def _sum_weights(x, w):
     """Return the sums of w and of w * x."""
     n = len(x) // WIDTH
-    sum_w = sum_x = splat(_F(0))
+    none = splat(_F(0))
+    sum_w = sum_x = none
     for run in range(0, n, _RUN):
-        for chain in range(_CHAINS):
-            part_w = part_x = splat(_F(0))
-            for i in range(run + chain, min(run + _RUN, n), _CHAINS):
-                weight = load(w, i * WIDTH)
-                part_w, part_x = part_w + weight, part_x + weight * load(x, i * WIDTH)
-            store(scratch, chain * WIDTH, part_w)
-            store(scratch, (chain + _CHAINS) * WIDTH, part_x)
-        sum_w, sum_x = sum_w + _add_ends(scratch, 0), sum_x + _add_ends(scratch, 1)
+        ends_w = ends_x = none
+        for half in range(0, _CHAINS, _HALF):
+            a = b = c = d = (none, none)
+            for i in range(run + half, min(run + _RUN, n), _CHAINS):
+                a, b = _weight(x, w, i, a), _weight(x, w, i + 1, b)
+                c, d = _weight(x, w, i + 2, c), _weight(x, w, i + 3, d)
+            ends_w = ends_w + ((a[0] + b[0]) + (c[0] + d[0]))
+            ends_x = ends_x + ((a[1] + b[1]) + (c[1] + d[1]))
+        sum_w, sum_x = sum_w + ends_w, sum_x + ends_x
     return sum_w, sum_x
 
 
-@kernel
-def _encode(x, w, inverse, minimum, maxq, codes, scratch):
+@inlined
+def _code(x, w, i, inverse, minimum, maxq, codes, parts):
+    """Write one code; add w * code, w * code^2 and w * code * x."""
+    value = load(x, i * WIDTH)
+    code = rint(lesser_size(at_least_zero(inverse * (value - minimum)), maxq))
+    store(codes, i * WIDTH, code)
+    weighted = load(w, i * WIDTH) * code
+    return parts[0] + weighted, parts[1] + weighted * code, parts[2] + weighted * value
+
+
+@inlined
+def _encode(x, w, inverse, minimum, maxq, codes):
     """Write the codes round((x - minimum) * inverse); return the sums of w * code, w * code^2 and w * code * x."""
     n = len(x) // WIDTH
-    total = square = dot = splat(_F(0))
+    none = splat(_F(0))
+    total = square = dot = none
     for run in range(0, n, _RUN):
-        for chain in range(_CHAINS):
-            part_total = part_square = part_dot = splat(_F(0))
-            for i in range(run + chain, min(run + _RUN, n), _CHAINS):
-                value = load(x, i * WIDTH)
-                code = rint(lesser(greater(inverse * (value - minimum), splat(_F(0))), maxq))
-                store(codes, i * WIDTH, code)
-                weighted = load(w, i * WIDTH) * code
-                part_total, part_square = part_total + weighted, part_square + weighted * code
-                part_dot = part_dot + weighted * value
-            store(scratch, chain * WIDTH, part_total)
-            store(scratch, (chain + _CHAINS) * WIDTH, part_square)
-            store(scratch, (chain + 2 * _CHAINS) * WIDTH, part_dot)
-        total, square = total + _add_ends(scratch, 0), square + _add_ends(scratch, 1)
-        dot = dot + _add_ends(scratch, 2)
+        ends = (none, none, none)
+        for half in range(0, _CHAINS, _HALF):
+            a = b = c = d = (none, none, none)
+            for i in range(run + half, min(run + _RUN, n), _CHAINS):
+                a = _code(x, w, i, inverse, minimum, maxq, codes, a)
+                b = _code(x, w, i + 1, inverse, minimum, maxq, codes, b)
+                c = _code(x, w, i + 2, inverse, minimum, maxq, codes, c)
+                d = _code(x, w, i + 3, inverse, minimum, maxq, codes, d)
+            ends = (
+                ends[0] + ((a[0] + b[0]) + (c[0] + d[0])),
+                ends[1] + ((a[1] + b[1]) + (c[1] + d[1])),
+                ends[2] + ((a[2] + b[2]) + (c[2] + d[2])),
+            )
+        total, square, dot = total + ends[0], square + ends[1], dot + ends[2]
     return total, square, dot
 
 
-@kernel
-def _line_error(x, w, codes, scale, minimum, scratch):
+@inlined
+def _rest(x, w, codes, i, scale, minimum, part):
+    """Add the weighted error of one code."""
+    rest = (scale * load(codes, i * WIDTH) + minimum) - load(x, i * WIDTH)
+    return part + load(w, i * WIDTH) * (rest * rest)
+
+
+@inlined
+def _line_error(x, w, codes, scale, minimum):
     """Return the weighted error of the line scale * code + minimum."""
     n = len(x) // WIDTH
     error = splat(_F(0))
     for run in range(0, n, _RUN):
-        for chain in range(_CHAINS):
-            part = splat(_F(0))
-            for i in range(run + chain, min(run + _RUN, n), _CHAINS):
-                rest = (scale * load(codes, i * WIDTH) + minimum) - load(x, i * WIDTH)
-                part = part + load(w, i * WIDTH) * (rest * rest)
-            store(scratch, chain * WIDTH, part)
-        error = error + _add_ends(scratch, 0)
+        ends = splat(_F(0))
+        for half in range(0, _CHAINS, _HALF):
+            a = b = c = d = splat(_F(0))
+            for i in range(run + half, min(run + _RUN, n), _CHAINS):
+                a = _rest(x, w, codes, i, scale, minimum, a)
+                b = _rest(x, w, codes, i + 1, scale, minimum, b)
+                c = _rest(x, w, codes, i + 2, scale, minimum, c)
+                d = _rest(x, w, codes, i + 3, scale, minimum, d)
+            ends = ends + ((a + b) + (c + d))
+        error = error + ends
     return error
 
 
-@kernel
-def ort_line(x, w, low, high, levels, scratch):
-    """Return the scale and minimum that ONNX Runtime's k-quant finds before it rounds the zero point."""
-    maxq = splat(_F(levels))
-    codes = scratch[SCRATCH:]
-    sum_w, sum_x = _sum_weights(x, w, scratch)
-    inverse, minimum = maxq / (high - low), low
+@inlined
+def no_line():
+    """Return something of the type of each of the results of `ort_lines`."""
+    none = splat(_F(0))
+    return none, none, (none, none, none, none)
+
+
+@inlined
+def _begin(x, w, low, high, maxq, codes):
+    """Return what all steps need (sums of w and w * x, `high`), and the state before them, as `_end` returns it."""
+    inverse = maxq / (high - low)
     scale = splat(_F(1)) / inverse
-    _encode(x, w, inverse, low, maxq, codes, scratch)
-    least = _line_error(x, w, codes, scale, low, scratch)
+    _encode(x, w, inverse, low, maxq, codes)
+    sum_w, sum_x = _sum_weights(x, w)
+    return (sum_w, sum_x, high), (_line_error(x, w, codes, scale, low), scale, low)
+
+
+@inlined
+def _fit(sums, always):
+    """Return the least-squares scale and minimum for codes with these sums."""
+    total, square, dot = sums
+    sum_w, sum_x, _ = always
+    determinant = sum_w * square - total * total
+    return (sum_w * dot - sum_x * total) / determinant, (square * sum_x - total * dot) / determinant
+
+
+@inlined
+def _round(top, line, sums, always, maxq):
+    """Return the better of `top` and the codes that have these sums, with the line's zero point rounded."""
+    total, square, dot = sums
+    sum_w, sum_x, _ = always
+    zero = zero_point(line[1], line[0], maxq)
+    return better(top, (dot - zero * sum_x, square - zero * (total + total - zero * sum_w)), line[0], zero)
+
+
+@inlined
+def _end(state, error, line):
+    """Return the better of two (error, scale, minimum); the first if equal."""
+    improves = error < state[0]
+    return where(improves, error, state[0]), where(improves, line[0], state[1]), where(improves, line[1], state[2])
+
+
+@kernel
+def ort_lines(first, second, levels):
+    """Follow ONNX Runtime's k-quant, in each of two groups of blocks, until it rounds the zero point.
+
+    A group is (x, w, low, high, scratch space for as many numbers as x has). While one group waits for the end of a
+    sum, the processor works on the other. Returns of each group the line's scale and minimum, and of all codes on the
+    way those that are best when the zero point is rounded: (dot, square, scale, zero) as in `grids.better`.
+    """
+    maxq = splat(_F(levels))
+    x1, w1, low1, high1, codes1 = first
+    x2, w2, low2, high2, codes2 = second
+    always1, state1 = _begin(x1, w1, low1, high1, maxq, codes1)
+    always2, state2 = _begin(x2, w2, low2, high2, maxq, codes2)
+    top1 = top2 = (splat(_F(0)), splat(_F(1)), splat(_F(0)), splat(_F(0)))
     for step in range(_STEPS):
-        inverse = splat(_F(-1 + 0.1 * step + levels)) / (high - minimum)
-        total, square, dot = _encode(x, w, inverse, minimum, maxq, codes, scratch)
-        determinant = sum_w * square - total * total
-        fitted = (sum_w * dot - sum_x * total) / determinant
-        start = (square * sum_x - total * dot) / determinant
-        error = _line_error(x, w, codes, fitted, start, scratch)
-        improves = error < least
-        least, scale = where(improves, error, least), where(improves, fitted, scale)
-        minimum = where(improves, start, minimum)
-    return scale, minimum
+        factor = splat(_F(-1 + 0.1 * step + levels))
+        sums1 = _encode(x1, w1, factor / (high1 - state1[2]), state1[2], maxq, codes1)
+        sums2 = _encode(x2, w2, factor / (high2 - state2[2]), state2[2], maxq, codes2)
+        line1, line2 = _fit(sums1, always1), _fit(sums2, always2)
+        error1 = _line_error(x1, w1, codes1, line1[0], line1[1])
+        error2 = _line_error(x2, w2, codes2, line2[0], line2[1])
+        top1, top2 = _round(top1, line1, sums1, always1, maxq), _round(top2, line2, sums2, always2, maxq)
+        state1, state2 = _end(state1, error1, line1), _end(state2, error2, line2)
+    return (state1[1], state1[2], top1), (state2[1], state2[2], top2)

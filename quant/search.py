@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_tailor.quant.compiled import kernel
-from onnx_tailor.quant.grids import cost, merit, rtn, stored, zero_point
+from onnx_tailor.quant.grids import better, cost, merit, merits, rtn, stored, zero_point
 from onnx_tailor.quant.lanes import (
     WIDTH,
     any_lane,
@@ -22,7 +22,6 @@ from onnx_tailor.quant.lanes import (
     store,
     where,
 )
-from onnx_tailor.quant.ort_search import ort_line
 
 _F, _U = np.float32, np.uint32
 
@@ -61,7 +60,7 @@ def plan(width: int, *, symmetric: bool, weighted: bool) -> Plan:
         return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03)
     if weighted:
         return Plan(0.6, 0.48 / 7, 8, 2, 2, 0.025) if width == 4 else Plan(0.4, 0.9 / 15, 16, 1, 2, 0.025)
-    return Plan(0.8, 0.28 / 5, 6, 0, 2, 0.02) if width == 4 else Plan(0.7, 0.4 / 9, 10, 0, 2, 0.02)
+    return Plan(0.9, 0.06, 4, 0, 2, 0.02) if width == 4 else Plan(0.7, 0.4 / 9, 10, 0, 2, 0.02)
 
 
 @kernel
@@ -79,19 +78,6 @@ def weigh_by_importance(w):
 
 
 @kernel
-def _better(best, found, scale, zero):
-    """Return the better of two (dot, square, scale, zero): the one with the greater dot^2 / square."""
-    dot, square = found
-    improves = dot * dot * best[1] > best[0] * best[0] * square
-    return (
-        where(improves, dot, best[0]),
-        where(improves, square, best[1]),
-        where(improves, scale, best[2]),
-        where(improves, zero, best[3]),
-    )
-
-
-@kernel
 def _keep(best, error, scale, zero):
     """Return the better of two (error, scale, zero); the first if equal."""
     improves = error < best[0]
@@ -100,10 +86,9 @@ def _keep(best, error, scale, zero):
 
 @kernel
 def _judge(best, x, w, scale, zero, maxq, unit, inverse, kind):
-    """Return the better of `best` (error, scale, zero) and a grid as stored, and the least-squares scale."""
+    """Return the better of `best` (error, scale, zero) and a grid as stored."""
     scale = stored(scale, maxq, unit, inverse, kind)
-    error, refit = cost(x, w, scale, zero, maxq)
-    return _keep(best, error, scale, zero), refit
+    return _keep(best, cost(x, w, scale, zero, maxq), scale, zero)
 
 
 @kernel
@@ -117,7 +102,7 @@ def _scan(x, w, span, center, plan, symmetric, maxq):
         for t in range(plan.scales):
             factor = plan.lowest + plan.step * t
             scale = span * splat(_F(-factor if symmetric and turn else factor))
-            top = _better(top, merit(x, w, scale, zero, maxq), scale, zero)
+            top = better(top, merit(x, w, scale, zero, maxq), scale, zero)
     return top
 
 
@@ -125,50 +110,57 @@ def _scan(x, w, span, center, plan, symmetric, maxq):
 def _scan_near(top, x, w, plan, symmetric, maxq):
     """Return the best of the grids around `top`."""
     _, _, middle, center = top
-    around = 0 if symmetric else 1
-    for shift in range(-around, around + 1):
-        zero = lesser(greater(center + splat(_F(shift)), splat(_F(0))), maxq)
-        for t in range(-plan.near, plan.near + 1):
-            scale = middle * splat(_F(1.0 + plan.near_step * t))
-            top = _better(top, merit(x, w, scale, zero, maxq), scale, zero)
+    zeros = greater(center - splat(_F(1)), splat(_F(0))), center, lesser(center + splat(_F(1)), maxq)
+    for t in range(-plan.near, plan.near + 1):
+        scale = middle * splat(_F(1.0 + plan.near_step * t))
+        if symmetric:
+            top = better(top, merit(x, w, scale, center, maxq), scale, center)
+        else:
+            first, second, third = merits(x, w, scale, zeros, maxq)
+            top = better(top, first, scale, zeros[0])
+            top = better(top, second, scale, zeros[1])
+            top = better(top, third, scale, zeros[2])
     return top
 
 
 @kernel
-def search(x, w, low, high, plan, symmetric, weighted, levels, unit, inverse, kind, scratch):
+def search(x, w, low, high, line, plan, symmetric, weighted, levels, unit, inverse, kind):
     """Return the scale as stored and the zero point with the least weighted error; scale 0 where there is none.
 
     Plain rounding and, where it has the same measure, the end of ONNX Runtime's search are among the candidates that
-    are judged as stored, so that neither is ever better. `levels` is the greatest code.
+    are judged as stored, so that neither is ever better. `line` is what `ort_lines` returns of these blocks, and not
+    looked at where another measure holds or the grid is symmetric. `levels` is the greatest code.
     """
     maxq = splat(_F(levels))
     half = (maxq + splat(_F(1))) * splat(_F(0.5))
     scale, zero = rtn(low, high, symmetric, maxq, unit, inverse, kind)
-    error, _ = cost(x, w, scale, zero, maxq)
-    best = (error, scale, zero)
+    best = (cost(x, w, scale, zero, maxq), scale, zero)
     if symmetric:
         largest = greater(-low, high)
-        best, _ = _judge(best, x, w, largest / (half - splat(_F(0.5))), half, maxq, unit, inverse, kind)
+        best = _judge(best, x, w, largest / (half - splat(_F(0.5))), half, maxq, unit, inverse, kind)
         top = _scan(x, w, largest / half, half, plan, symmetric, maxq)
     else:
         start = lesser(low, splat(_F(0)))
         span = (greater(high, splat(_F(0))) - start) / maxq
         top = _scan(x, w, span, zero_point(start, span, maxq), plan, symmetric, maxq)
         if not weighted:
-            scale, minimum = ort_line(x, w, low, high, levels, scratch)
+            scale, minimum, seen = line
+            top = better(top, (seen[0], seen[1]), seen[2], seen[3])
             zero = zero_point(minimum, scale, maxq)
-            top = _better(top, merit(x, w, scale, zero, maxq), scale, zero)
-            best, _ = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+            top = better(top, merit(x, w, scale, zero, maxq), scale, zero)
+            best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
         constant = ~(high > low)
         if any_lane(constant):  # a power of two as code stores one value as well as the scale's type can
             scale = where(constant, fabs(high) / half, splat(_F(0)))
             zero = where(high > splat(_F(0)), splat(_F(0)), maxq)
-            best, _ = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+            best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
             scale = where(constant, inverse, splat(_F(0)))  # ONNX Runtime's: 1
-            best, _ = _judge(best, x, w, scale, zero_point(low, scale, maxq), maxq, unit, inverse, kind)
+            best = _judge(best, x, w, scale, zero_point(low, scale, maxq), maxq, unit, inverse, kind)
     if plan.near:
         top = _scan_near(top, x, w, plan, symmetric, maxq)
     dot, square, _, zero = top
-    best, refit = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
-    best, _ = _judge(best, x, w, refit, zero, maxq, unit, inverse, kind)
+    scale = dot / square
+    best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+    dot, square = merit(x, w, scale, zero, maxq)  # once more, with the codes that this scale gives
+    best = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
     return best[1], best[2]

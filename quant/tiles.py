@@ -97,7 +97,6 @@ def encode(x, width, scale, zero, maxq, words):
     """
     usable = fabs(scale) > splat(_F(0))
     inverse = where(usable, splat(_F(1)) / scale, splat(_F(0)))
-    half = where(usable, fabs(scale) * splat(_F(0.5)), splat(_F(np.inf)))
     low, high = -zero, maxq - zero
     error = square = splat(_F(0))
     each = 32 // width
@@ -105,7 +104,7 @@ def encode(x, width, scale, zero, maxq, words):
         word = splat(_U(0))
         for part in range(each):
             value = load(x, (j * each + part) * WIDTH)
-            code, rest = nearest(value, scale, inverse, half, low, high)
+            code, rest = nearest(value, scale, inverse, low, high)
             error, square = fma(rest, rest, error), fma(value, value, square)
             word = word | (to_uint(code + zero) << splat(_U(part * width)))
         store(words, j * WIDTH, word)
