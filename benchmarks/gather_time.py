@@ -1,4 +1,4 @@
-"""Time of one row, and of one whole token, in each layout of a quantized table against GatherBlockQuantized (`alias`).
+"""Time of one row, of a prompt's and of one whole token, in each layout of a quantized table against `alias`.
 
 One process measures all layouts in turns, so that a busy machine slows them alike; the figures are ratios of medians.
 """
@@ -27,9 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=32768)
     parser.add_argument("--columns", type=int, default=2048)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, of which the rows alone are taken")
     parser.add_argument("--repeat", type=int, default=400)
     options = parser.parse_args()
-    print(f"onnxruntime {ort.__version__}, {options.rows} x {options.columns}, one token, one thread, microseconds")
+    print(
+        f"onnxruntime {ort.__version__}, {options.rows} x {options.columns}, one thread; microseconds, median and least"
+    )
     for bits in (4, 8):
         with tempfile.TemporaryDirectory(prefix="onnx-tailor-gather-") as scratch:
             folder = Path(scratch)
@@ -53,18 +56,22 @@ def main() -> None:
                     file.write_bytes(model.SerializeToString())
                     session = ort.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
                     sessions[layout, part] = (session, outputs)
+                sessions[layout, "prompt"] = sessions[layout, "row"]
             times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
             for turn in range(options.repeat):
-                ids = np.array([[turn * 61 % options.rows]], np.int64)
                 for key, (session, outputs) in sessions.items():
-                    if key[1] == "token" and turn % 20:
+                    if key[1] != "row" and turn % 20:
                         continue
+                    count = options.prompt if key[1] == "prompt" else 1
+                    ids = (np.arange(count, dtype=np.int64)[None] + turn) * 61 % options.rows
                     start = time.perf_counter()
                     session.run(outputs, {"ids": ids})
                     times[key].append(time.perf_counter() - start)
             medians = {key: 1e6 * statistics.median(each) for key, each in times.items()}
             for (layout, part), median in sorted(medians.items(), key=lambda item: item[0][1]):
-                print(f"{bits} bits {part:6}{layout:12}{median:12.1f}{median / medians['alias', part]:8.3f}")
+                least = 1e6 * min(times[layout, part])
+                ratio = median / medians["alias", part]
+                print(f"{bits} bits {part:8}{layout:12}{median:12.1f}{ratio:8.3f}   least {least:10.1f}")
 
 
 if __name__ == "__main__":

@@ -68,14 +68,19 @@ class _Writer:
         value = self.cast(packed, f"{what}/bytes", _INTEGER)
         if bits == 8:
             return value
-        base, each = 1 << bits, 8 // bits
-        value = self.node("Unsqueeze", [value, self.axes(1)], f"{what}/each", _INTEGER)
-        powers = self.int32s([base**i for i in range(each)], f"{what}/powers")
-        shifted = self.node("Div", [value, powers], f"{what}/shifted", _INTEGER)
-        radix = self.int32s([base], f"{what}/base")
-        higher = self.node("Div", [shifted, radix], f"{what}/higher", _INTEGER)
-        higher = self.node("Mul", [higher, radix], f"{what}/above", _INTEGER)
-        return self.node("Sub", [shifted, higher], f"{what}/digits", _INTEGER)
+        base, count = self.int32s([1 << bits], f"{what}/base"), 8 // bits
+        digits: list[ir.Value] = []
+        # Joined by Concat: a division by [1, 16], broadcast over so short an axis, takes twenty times as long on a CPU.
+        for i in range(count - 1):
+            higher = self.node("Div", [value, base], f"{what}/higher{i}", _INTEGER)
+            above = self.node("Mul", [higher, base], f"{what}/above{i}", _INTEGER)
+            digits.append(self.node("Sub", [value, above], f"{what}/digit{i}", _INTEGER))
+            value = higher
+        each = [
+            self.node("Unsqueeze", [digit, self.axes(1)], f"{what}/each{i}", _INTEGER)
+            for i, digit in enumerate([*digits, value])
+        ]
+        return self.node("Concat", each, f"{what}/digits", _INTEGER, axis=-1)
 
 
 def gather_plain(
@@ -170,19 +175,23 @@ def _digits(value: ir.Value | None) -> tuple[ir.Node, int] | None:
     whole = _back(value, "Cast", "Gather")
     if whole is not None:
         return whole, 8
-    difference = _back(value, "Sub")
-    if difference is None:
+    joined = _back(value, "Concat")
+    bits = 8 // len(joined.inputs) if joined is not None and len(joined.inputs) in {2, 4} else 0
+    if joined is None or not bits:
         return None
-    above = _back(difference.inputs[1], "Mul", "Div")
-    shifted = _back(difference.inputs[0], "Div")
-    if above is None or shifted is None or above.inputs[0] is not shifted.outputs[0]:
-        return None
-    gather = _back(shifted.inputs[0], "Unsqueeze", "Cast", "Gather")
-    for bits in (2, 4):
-        powers = [1 << bits * i for i in range(8 // bits)]
-        if gather is not None and _constant(shifted.inputs[1]) == powers and _constant(above.inputs[1]) == [1 << bits]:
-            return gather, bits
-    return None
+    *lower, last = (_back(each, "Unsqueeze") for each in joined.inputs)
+    packed = higher = None
+    for each in lower:
+        difference = _back(each.inputs[0], "Sub") if each is not None else None
+        above = _back(difference.inputs[1], "Mul", "Div") if difference is not None else None
+        if difference is None or above is None or _constant(above.inputs[1]) != [1 << bits]:
+            return None
+        value = difference.inputs[0]
+        if value is not above.inputs[0] or (higher is not None and value is not higher):
+            return None
+        packed, higher = value if packed is None else packed, above.outputs[0]
+    gather = _back(packed, "Cast", "Gather")
+    return (gather, bits) if gather is not None and last is not None and last.inputs[0] is higher else None
 
 
 def _skipped(value: ir.Value | None) -> ir.Value | None:
