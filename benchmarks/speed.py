@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
+from processes import Run, run, tailor
 
 _ONNXRUNTIME = """
 import sys
@@ -147,8 +146,7 @@ def _measure(model: Path, options: argparse.Namespace, scratch: Path) -> list[Ro
     }
     for recipe in options.recipes:
         out = scratch / f"tailor-{recipe}"
-        arguments = [sys.executable, "-m", "onnx_tailor", "run", recipe, str(model), "-o", str(out)]
-        commands[f"onnx-tailor {recipe}"] = ([*arguments, "--overwrite"], out)
+        commands[f"onnx-tailor {recipe}"] = (tailor("run", recipe, model, "-o", out, "--overwrite"), out)
     for method in options.methods:
         out = scratch / f"onnxruntime-{method}"
         arguments = [sys.executable, "-c", _ONNXRUNTIME, method, str(model), str(out / model.name)]
@@ -161,31 +159,12 @@ def _measure(model: Path, options: argparse.Namespace, scratch: Path) -> list[Ro
     return [_row(name, runs[name], out, total, model.name) for name, (_, out) in commands.items()]
 
 
-@dataclass(frozen=True)
-class Run:
-    """One child from start to end."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_rss: int
-
-
 def _child(command: list[str], out: Path, name: str) -> Run:
-    """Run one child to its end."""
+    """Run one contender, which writes into a new folder."""
     shutil.rmtree(out, ignore_errors=True)
     if not name.startswith("onnx-tailor"):  # which makes its own folder
         out.mkdir()
-    with tempfile.TemporaryFile() as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"{name} ended with {process.returncode}:\n{log.read().decode(errors='replace')[-4000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    return run(command, name)
 
 
 def _row(name: str, runs: list[Run], out: Path, total: int, model: str) -> Row:
