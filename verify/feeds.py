@@ -152,6 +152,8 @@ class _Scope:
                 value = np.zeros(tuple(1 for _ in each.shape), np.int64)  # 0 keeps them all
             case "input_features" | "audio_features":  # [b, mel bins, frames]
                 value = _fixed_random(each, (batch, self._static(each, 1), self._static(each, 2)))
+            case "inputs_embeds":
+                value = _fixed_random(each, (batch, length, self._static(each, 2)))
             case "encoder_hidden_states":
                 value = _fixed_random(each, (batch, ENCODER_LENGTH, self._static(each, 2)))
         return value

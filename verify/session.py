@@ -15,6 +15,7 @@ from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.verify.embedder import INPUT, embedder_of
 from onnx_tailor.verify.facts import head_size, table_rows, windows
 from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
 
@@ -83,6 +84,8 @@ class LanguageModel:
         self._output_shapes = {each.name: tuple(each.shape) for each in self._session.get_outputs()}
         self.outputs = tuple(self._output_shapes)
         self._present = _present_names(self.inputs, self.outputs)
+        embedder = embedder_of(path) if any(each.name == INPUT for each in self.inputs) else None
+        self._embedder = None if embedder is None else LanguageModel(embedder, provider=provider, role=f"{role}'s")
         states = [each for each in self.inputs if is_past(each.name)]
         open_size = any(len(e.shape) == 4 and not isinstance(e.shape[3], int) for e in states)
         windowed = any("sliding" in str(symbol) for each in states for symbol in each.shape)
@@ -133,6 +136,8 @@ class LanguageModel:
         """
         try:
             values = feeds(self.inputs, ids, past, self._sizes) | dict(weights or {})
+            if self._embedder is not None:
+                values[INPUT] = next(iter(self._embedder.prefill(ids).values()))
         except ModelError as error:
             raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
         try:

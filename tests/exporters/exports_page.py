@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-_LEFT = ("stack", "no weight", "bytes quantized")
+_LEFT = ("stack", "no weight", "bytes quantized", "a router")
 """What is in the reasons why a projection stays as it is."""
 _HEAD = """# Exports
 

@@ -160,7 +160,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", {**_DECODER, "tie_word_embeddings": True}),
     "stablelm": ("StableLmForCausalLM", "StableLmConfig", {**_DECODER, "use_qkv_bias": True}),
     "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", {**_DECODER, "tie_word_embeddings": True}),
-    "phi": ("PhiForCausalLM", "PhiConfig", {**_DECODER, "tie_word_embeddings": False}),
+    "phi": ("PhiForCausalLM", "PhiConfig", {**_DECODER, "hidden_size": 128, "tie_word_embeddings": False}),
     "gpt-neox": (
         "GPTNeoXForCausalLM",
         "GPTNeoXConfig",

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import bigram_models as models
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,23 +14,6 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.verify import LanguageModel, Tokens, compare, compare_each, random_tokens
 from onnx_tailor.verify.metrics import most_likely
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-
-def _load(name: str) -> ModuleType:
-    # pytest's importlib mode gives a test's neighbours no name to import them by.
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-models = _load("verify_models")
 
 
 def test_a_model_is_itself(tmp_path: Path) -> None:
