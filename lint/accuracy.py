@@ -1,4 +1,4 @@
-"""8-bit weights without accuracy_level 4, which a CPU turns into float whole at every run."""
+"""Quantized weights that are turned into floats whole at every run, by their accuracy_level or by the target."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def slow_eight_bits(subject: Subject) -> Iterator[Finding]:
         what = f"{len(slow)} MatMulNBits of 8 bits without accuracy_level 4: {subject.target.integer_kernels}"
         mend = Mend("accuracy-level", {"level": 4})
         yield subject.note("accuracy-level", slow[0].name, what, bytes_=size, mend=mend)
+
+
+def unpacked_whole(subject: Subject) -> Iterator[Finding]:
+    """Note the MatMulNBits nodes where the target has no kernel that reads codes."""
+    nodes = nbits_nodes(subject.model)
+    if nodes and subject.target.unpacks:
+        size = max(attribute(node, "N", 0) * attribute(node, "K", 0) * 4 for node in nodes)
+        what = f"{len(nodes)} MatMulNBits: {subject.target.unpacks}"
+        yield subject.note("unpacked", nodes[0].name, what, bytes_=size)

@@ -40,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     bindings.too_large,
     data_files.unaligned,
     accuracy.slow_eight_bits,
+    accuracy.unpacked_whole,
     qdq.dequantized_whole,
     kernels.releases,
 )

@@ -98,6 +98,8 @@ class Target:
     """Weights of products are repacked at load and let go of, so that no folded one stays beside them."""
     integer_kernels: str = ""
     """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
+    unpacks: str = ""
+    """What it costs that a MatMulNBits of any bits makes floats of its whole weight; "" where a kernel reads codes."""
 
     def objection(self, layout: str, form: TableForm) -> str | None:
         """Return why `layout` is not right for a table of this form, or None if it is right."""
@@ -144,7 +146,7 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         one_copy=any(part.get("one_copy", False) for part in parts),
         repacks=all(part.get("repacks", False) for part in parts if "all_of" not in part),
         bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
-        **{name: _first(parts, name) for name in ("ragged_rows", "old_default", "integer_kernels")},
+        **{name: _first(parts, name) for name in ("ragged_rows", "old_default", "integer_kernels", "unpacks")},
     )
 
 

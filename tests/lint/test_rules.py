@@ -241,6 +241,13 @@ def test_eight_bits_without_integers(tmp_path: Path) -> None:
     assert not findings(build(tmp_path, Case(4)), "cpu", "accuracy-level")
 
 
+def test_webassembly_reads_no_codes(tmp_path: Path) -> None:
+    (found,) = findings(build(tmp_path, Case(4)), "wasm", "unpacked")
+    assert (found.level, found.where, found.bytes, mends([found])) == ("note", "/lm_head", 64 * 8 * 4, [None])
+    assert findings(build(tmp_path, Case(8)), "portable", "unpacked")
+    assert not findings(build(tmp_path, Case(4)), "webgpu", "unpacked")
+
+
 # untied, duplicate
 
 
