@@ -165,9 +165,24 @@ def read_plain(node: ir.Node) -> PlainRows | None:
     if len(uses) == 1 and is_op(uses[0].node, "Cast"):  # bfloat16 alone is rounded at the end
         output = uses[0].node.outputs[0]
     operands = [g.inputs[0] for g in gathered]
+    if not _fit(operands, bits):
+        return None
     points_read = operands[2] if len(operands) > 2 else None
     kind = read_type(output) if output is not node.outputs[0] else read_type(node.inputs[0])  # type: ignore[arg-type]
     return PlainRows(operands[0], operands[1], points_read, kind, ids, bits, output)  # type: ignore[arg-type]  # None has been refused above
+
+
+def _fit(operands: Sequence[ir.Value | None], bits: int) -> bool:
+    """Whether codes, scales and, where there are any, zero points are stored in the shapes of one table."""
+    tensors = [WeightTensor.of_value(each) if each is not None else None for each in operands]
+    codes, scales, *points = tensors
+    if codes is None or scales is None or codes.dtype != ir.DataType.UINT8 or len(codes.dims) != 3 or 0 in codes.dims:
+        return False
+    rows, blocks, _ = codes.dims
+    packed = (rows, -(-blocks * bits // 8))
+    return scales.dims == (rows, blocks) and all(
+        each is not None and each.dtype == ir.DataType.UINT8 and each.dims == packed for each in points
+    )
 
 
 def _digits(value: ir.Value | None) -> tuple[ir.Node, int] | None:

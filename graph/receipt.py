@@ -48,7 +48,7 @@ def read(model: TailorModel) -> list[dict[str, Any]]:
     """Return the receipts that the model carries, the oldest first; none where there are none that can be read."""
     try:
         found = json.loads(model.ir_model.metadata_props.get(KEY, "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):  # another tool's text, or lists in lists without end
         return []
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 

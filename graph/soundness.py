@@ -37,6 +37,10 @@ def require_plain_weights(graph: onnx.GraphProto, path: Path) -> None:
                     f"{path}: weight {tensor.name}: its data entry says {entry.key} {entry.value[:40]!r}, "
                     "which is no number of bytes"
                 )
+    types = {value.name: value.type for value in graph.input}
+    for value in graph.output:
+        if value.name in types and types[value.name].WhichOneof("value") and value.type != types[value.name]:
+            raise ModelError(f"{path}: {value.name!r} is an input of one type and an output of another; export it again")
     for node in graph.node:
         if node.op_type in _WITH_GRAPHS:
             for attribute in node.attribute:
