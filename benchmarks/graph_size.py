@@ -1,13 +1,15 @@
 """Time and memory of `inspect`, `lint` and `run` on graphs of very many nodes: twice the nodes, twice the seconds.
 
-    python benchmarks/graph_size.py [--nodes 10000 30000 100000] [--kinds decoder chain comb nested] [--json]
+    python benchmarks/graph_size.py [--nodes 10000 30000 100000] [--kinds decoder chain ...] [--json]
 
 | kind | the graph |
 | --- | --- |
-| `decoder` | layers of attention and a gated network, as many as it takes, 33 nodes each |
+| `decoder` | layers of attention and a gated network, as many as it takes |
 | `chain` | a token table and a head, and between them nothing but additions and activations |
 | `comb` | one value that all nodes read, and sums of many of their outputs |
 | `nested` | the layers of `decoder` in the branches of an If, in an If, and so on, 20 deep |
+| `branches` | each layer in the branch of an If of its own, one after the other |
+| `quantized` | layers of MatMulNBits, each with a quantized table of its own |
 
 Weights are 16 x 16, so that the time is the graph's. The growth is how many times longer the largest graph takes for
 each node than the smallest.
@@ -30,6 +32,8 @@ import onnx
 from onnx import TensorProto, helper
 
 WIDTH, ROWS, DEPTH = 16, 64, 20
+LAYER = 32
+"""Nodes of a layer."""
 COMMANDS = {
     "inspect": ["inspect", "{model}", "--json"],
     "lint": ["lint", "{model}", "--target", "cpu", "--json"],
@@ -98,6 +102,7 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.count = 0
+        self.quantized = False
         self.random = np.random.default_rng(0)
         table = self.weight("table", ROWS, WIDTH)
         self.first = self.node("Gather", [table, "ids"], "embed_tokens")
@@ -116,17 +121,35 @@ class Builder:
 
     def project(self, value: str, name: str) -> str:
         """Multiply by a weight of its own."""
+        if self.quantized:
+            inputs = [value, self.codes(f"{name}.weight", WIDTH), self.weight(f"{name}.scales", WIDTH, 1)]
+            sizes = {"N": WIDTH, "K": WIDTH, "bits": 8, "block_size": 16}
+            return self.node("MatMulNBits", inputs, name, domain="com.microsoft", **sizes)
         return self.node("MatMul", [value, self.weight(f"{name}.weight")], name)
 
+    def codes(self, name: str, rows: int) -> str:
+        """Add a weight of 8 bits in one block a row, in the shape of its reader."""
+        dims = [rows, WIDTH] if "table" in name else [rows, 1, WIDTH]
+        raw = self.random.bytes(rows * WIDTH)
+        self.weights.append(TensorProto(name=name, data_type=TensorProto.UINT8, dims=dims, raw_data=raw))
+        return name
+
+    def choice(self, inner: list[onnx.NodeProto], result: str, otherwise: str, name: str) -> onnx.NodeProto:
+        """Return an If that yields what `inner` yields as `result`, or else a value as it is."""
+        info = [helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in (result, f"same{name}")]
+        branch = helper.make_graph(inner, f"branch{name}", [], info[:1])
+        same = helper.make_node("Identity", [otherwise], [f"same{name}"])
+        other = helper.make_graph([same], f"other{name}", [], info[1:])
+        self.count += 2
+        return helper.make_node("If", ["flag"], [f"chosen{name}"], f"if{name}", then_branch=branch, else_branch=other)
+
     def layer(self, x: str, name: str) -> str:
-        """Add attention and a gated network; 33 nodes."""
+        """Add attention and a gated network; `LAYER` nodes."""
         normed = self.norm(x, f"{name}.norm")
         q, k, v = (self.project(normed, f"{name}.self_attn.{role}_proj") for role in "qkv")
         turned = self.node("Transpose", [k], f"{name}.turned", perm=[0, 2, 1])
         scores = self.node("MatMul", [q, turned], f"{name}.scores")
-        mixed = self.node(
-            "MatMul", [self.node("Softmax", [scores], f"{name}.softmax", axis=-1), v], f"{name}.mixed"
-        )
+        mixed = self.node("MatMul", [self.node("Softmax", [scores], f"{name}.softmax", axis=-1), v], f"{name}.mixed")
         x = self.node("Add", [x, self.project(mixed, f"{name}.self_attn.o_proj")], f"{name}.add")
         normed = self.norm(x, f"{name}.post_norm")
         gate, up = (self.project(normed, f"{name}.mlp.{role}_proj") for role in ("gate", "up"))
@@ -145,15 +168,17 @@ class Builder:
     def model(self) -> onnx.ModelProto:
         """Return the model, its head behind the last value."""
         scale = TensorProto(name="scale", data_type=1, dims=[1], raw_data=np.float32(1.0).tobytes())
+        flag = TensorProto(name="flag", data_type=TensorProto.BOOL, dims=[], raw_data=b"\1")
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
             self.nodes,
             "large",
             [info("ids", TensorProto.INT64, [1, "tokens"])],
             [info("logits", TensorProto.FLOAT, [1, "tokens", ROWS])],
-            [*self.weights, scale],
+            [*self.weights, scale, flag],
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
     def head(self, value: str) -> None:
         """Add the head."""
@@ -189,30 +214,61 @@ def comb(builder: Builder, nodes: int) -> None:
 
 def nested(builder: Builder, nodes: int) -> None:
     """Put layers into branches within branches."""
-    outer: list[tuple[list[onnx.NodeProto], str]] = []
+    layers = max(2, nodes // LAYER)
+    depth = min(DEPTH, layers)
+    levels: list[tuple[list[onnx.NodeProto], str]] = []
     x = builder.first
-    for depth in range(DEPTH):
-        for number in range(max(1, nodes // 33 // DEPTH)):
-            x = builder.layer(x, f"model.layers.{depth}_{number}")
-        outer.append((builder.nodes, x))
+    for level in range(depth):
+        for number in range(layers * level // depth, layers * (level + 1) // depth):
+            x = builder.layer(x, f"model.layers.{number}")
+        levels.append((builder.nodes, x))
         builder.nodes = []
-    inner, result = outer[-1]
-    for depth in range(DEPTH - 2, -1, -1):
-        output = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
-        branch = helper.make_graph(inner, f"branch{depth}", [], [output])
-        nodes_here, before = outer[depth]
-        same = helper.make_node("Identity", [before], [f"same{depth}"])
-        other = helper.make_graph([same], f"other{depth}", [], [helper.make_tensor_value_info(f"same{depth}", 1, None)])
-        result = f"chosen{depth}"
-        choice = helper.make_node("If", ["flag"], [result], name=f"if{depth}", then_branch=branch, else_branch=other)
-        inner = [*nodes_here, choice]
-    flag = TensorProto(name="flag", data_type=TensorProto.BOOL, dims=[], raw_data=b"\1")
-    builder.weights.append(flag)
+    inner, result = levels.pop()
+    while levels:
+        outer, before = levels.pop()
+        inner = [*outer, builder.choice(inner, result, before, f"{len(levels)}")]
+        result = f"chosen{len(levels)}"
     builder.nodes = inner
     builder.head(result)
 
 
-KINDS: dict[str, Callable[[Builder, int], None]] = {"decoder": decoder, "chain": chain, "comb": comb, "nested": nested}
+def branches(builder: Builder, nodes: int) -> None:
+    """Put every layer into a branch of its own, one after the other."""
+    x = builder.first
+    for number in range(max(2, nodes // LAYER)):
+        before, builder.nodes = builder.nodes, []
+        y = builder.layer(x, f"model.layers.{number}")
+        before.append(builder.choice(builder.nodes, y, x, str(number)))
+        builder.nodes = before
+        x = f"chosen{number}"
+    builder.head(x)
+
+
+def quantized(builder: Builder, nodes: int) -> None:
+    """Build layers of MatMulNBits, each with a quantized table of its own, as Gemma 3n has them."""
+    builder.quantized = True
+    x, number = builder.first, 0
+    while builder.count < nodes:
+        name = f"model.layers.{number}"
+        codes, scales = builder.codes(f"{name}.table", ROWS), builder.weight(f"{name}.table.scales", ROWS, 1)
+        rows = builder.node(
+            "GatherBlockQuantized",
+            [codes, "ids", scales],
+            f"{name}.embed",
+            domain="com.microsoft",
+            bits=8,
+            block_size=16,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        x, number = builder.layer(builder.node("Add", [x, rows], f"{name}.add_table"), name), number + 1
+    builder.quantized = False
+    builder.head(x)
+
+
+KINDS: dict[str, Callable[[Builder, int], None]] = {
+    each.__name__: each for each in (decoder, chain, comb, nested, branches, quantized)
+}
 
 
 if __name__ == "__main__":

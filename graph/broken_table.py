@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_tailor.graph.block_table import BlockTable
 from onnx_tailor.graph.constants import Matrix, constant_matrix
 from onnx_tailor.graph.model import TailorModel, attribute
-from onnx_tailor.graph.nbits_weight import nbits_nodes, nbits_table
+from onnx_tailor.graph.nbits_weight import Heads, nbits_table
 from onnx_tailor.graph.same_table import same_float_table
 from onnx_tailor.graph.scales import stored_scales
 
@@ -79,13 +79,13 @@ def float_table(model: TailorModel, data: ir.Value) -> Mended | str:
     return f"{what}, and the head {missed.head} is not that weight quantized: {missed.proof}"
 
 
-def lost_table(model: TailorModel, node: ir.Node, data: ir.Value | None) -> Mended | str:
+def lost_table(heads: Heads, node: ir.Node, data: ir.Value | None) -> Mended | str:
     """Read a node whose data do not exist: the head on the same scales tells what was meant."""
     name = data.name if data is not None else "(none)"
     if data is not None and (data.producer() is not None or data.is_graph_input()):
         return f"its data {name} are computed in the graph"
     scales = stored_scales(node.inputs[2]) if len(node.inputs) > 2 else None
-    fitting = [n for n in nbits_nodes(model) if scales is not None and stored_scales(n.inputs[2]) is scales]
+    fitting = heads.by_scales.get(scales, []) if scales is not None else []
     tables = [table for n in fitting if not isinstance(table := nbits_table(n), str)]
     if len(tables) != 1:
         return f"its data {name} do not exist, and {len(tables)} heads read its scales"

@@ -31,14 +31,17 @@ class Flow:
         self.products = find_products(self.nodes)
         self._owner: dict[ir.Graph, ir.Node] = {graph: node for node in self.nodes for graph in _subgraphs(node)}
 
-    def before(self, value: ir.Value, *, stop: Callable[[ir.Node], bool] | None = None) -> Reached:
+    def before(
+        self, value: ir.Value, *, stop: Callable[[ir.Node], bool] | None = None, most: int | None = None
+    ) -> Reached:
         """Search backward from `value` to the nearest products.
 
-        `stop` says which other nodes end the search; they are returned too.
+        `stop` says which other nodes end the search; they are returned too. Who has no use for more than `most`
+        products gets an incomplete answer once there are more: behind a residual stream are all layers' products.
         """
         found = Reached()
         queue, seen = [value], {value}
-        while queue and len(seen) < REACH:
+        while queue and len(seen) < REACH and (most is None or len(found.products) <= most):
             at = queue.pop()
             producer = at.producer()
             if producer is None:
@@ -58,7 +61,7 @@ class Flow:
             fresh = [each for each in _sources(at, producer) if each not in seen]
             seen.update(fresh)
             queue += fresh
-        found.complete = not queue
+        found.complete = not queue and (most is None or len(found.products) <= most)
         return found
 
     def after(self, value: ir.Value, *, stop: Callable[[ir.Node, int], bool] | None = None) -> Reached:

@@ -133,6 +133,8 @@ def _by_split(route: Route, node: ir.Node) -> Sequence[Share] | str | None:
     if stated is None:  # equal parts; since opset 18 the last may be smaller
         each = -(-total // count)
         stated = [each] * (count - 1) + [total - each * (count - 1)]
+    if len(stated) != count:
+        return f"Split {node.name} has {count} outputs and {len(stated)} sizes"
     ends = [0, *itertools.accumulate(stated)]
     return [Share(a, b, (out,)) for (a, b), out in zip(itertools.pairwise(ends), node.outputs, strict=True)]
 

@@ -94,7 +94,7 @@ def find_experts(flow: Flow, network: FeedForward, routers: set[ir.Node]) -> boo
 
 
 def _network(flow: Flow, down: Product, used: set[ir.Node]) -> FeedForward | None:
-    reached = flow.before(down.activation)
+    reached = flow.before(down.activation, most=2)
     if reached.roots or not reached.complete:
         return None
     feeding = {product.node: product for product in reached.products}

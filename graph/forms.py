@@ -39,12 +39,17 @@ _HIDDEN = {"If": 0, "Loop": 1, "Scan": 0}
 """Operators with graphs inside, and how many of a graph's outputs are none of the node's: a Loop's condition."""
 
 
-def require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
-    """Check a node against the schema of its operator, where that is known.
+def require_forms(graph: ir.Graph | ir.Function, opsets: dict[str, int], path: Path) -> None:
+    """Check every node of a graph and of the graphs inside against the schema of its operator, where that is known.
 
     Raises:
-        ModelError: it does not fit.
+        ModelError: one does not fit.
     """
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        _require_form(node, opsets, path)
+
+
+def _require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
     if node.domain == MICROSOFT:
         inputs, names = _MICROSOFT.get(node.op_type, (0, ()))
         outputs, types, required = 1, dict.fromkeys(names, ir.AttributeType.INT), frozenset[str]()

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from onnx_tailor.errors import ModelError, innermost
+from onnx_tailor.graph.forms import require_forms
 from onnx_tailor.graph.model import MICROSOFT
 
 _LOOKED_FOR = frozenset({"MatMul", "Gemm", "FusedMatMul", "Einsum", "MatMulNBits", "Gather", "GatherBlockQuantized"})
@@ -37,6 +38,7 @@ def inline_weights(model: ir.Model, path: Path) -> None:
         raise ModelError(
             f"{path}: its functions cannot be put in the place of their calls ({innermost(error)}); export it without"
         ) from error
+    require_forms(model.graph, model.opset_imports, path)  # a body may get less from its call than it reads
 
 
 def _agree_on_versions(model: ir.Model, function: ir.Function) -> None:

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import onnx_ir as ir
-
 from onnx_tailor.graph import receipt
 from onnx_tailor.graph.candidates import Candidate, expert_place, find_candidates
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
 from onnx_tailor.graph.integers import dimensions
 from onnx_tailor.graph.model import TailorModel, attribute, is_contrib
+from onnx_tailor.graph.nbits_weight import Heads
 from onnx_tailor.graph.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.roles import Place, find_places, place
@@ -78,9 +77,9 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
 
 
 def _tied(model: TailorModel) -> dict[str, str]:
-    codes = [node.inputs[1] for node in model.nodes() if is_contrib(node, "MatMulNBits")]
+    quantized = Heads.of(model)
     for found in find_block_tables(model):
-        if isinstance(found, FoundTable) and any(_same_bytes(found.table.codes, other) for other in codes):
+        if isinstance(found, FoundTable) and quantized.readers_of(found.table.codes):
             return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
     for typed in typed_tables(model):
         if head_of(model, typed) is not None:
@@ -101,11 +100,6 @@ def _tied(model: TailorModel) -> dict[str, str]:
                 "proof": f"{result.different} of {result.elements} values differ, by up to {result.largest:.6g}",
             }
     return {"state": "none", "proof": "no token table and head of one shape were found"}
-
-
-def _same_bytes(first: ir.Value, second: ir.Value | None) -> bool:
-    blobs = [getattr(value.const_value, "blob", None) for value in (first, second) if value is not None]
-    return blobs[0] is not None and blobs == blobs[:1] * 2
 
 
 def _weight(matrix: Matrix) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from onnx_ir.passes import common as ir_passes
 from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.graph.inline import inline_weights
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.soundness import require_plain_weights, require_sound, require_values
+from onnx_tailor.graph.soundness import require_plain, require_sound, require_values
 from onnx_tailor.weights.files import DataFile, resolve_location
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 from onnx_tailor.weights.tensors import WeightTensor
@@ -32,7 +32,7 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     own = open_file(path)
     proto = read_skeleton(path)
     own.require_unchanged()
-    require_plain_weights(proto.graph, path)
+    require_plain(proto, path)
     try:
         logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
         with warnings.catch_warnings(action="ignore"):
@@ -42,7 +42,9 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     sources = _Sources(path, {}, open_file)
     for graph in model.graphs():
         for value in graph.initializers.values():
-            value.const_value = sources.tensor(value.const_value)
+            tensor = value.const_value = sources.tensor(value.const_value)
+            if tensor is not None and not value.is_graph_input():  # a value_info may say anything
+                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         for node in graph:
             _replace_attributes(node, sources)
     for function in model.functions.values():

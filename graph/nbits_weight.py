@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import BlockTable
@@ -21,10 +24,43 @@ def blob_of(value: ir.Value | None) -> Blob | None:
     return tensor.blob if tensor is not None else None
 
 
-def readers_of(model: TailorModel, codes: ir.Value | None) -> list[ir.Node]:
-    """Return the MatMulNBits nodes whose weight is these bytes, under whatever name and shape."""
-    blob = blob_of(codes)
-    return [node for node in nbits_nodes(model) if blob is not None and blob_of(node.inputs[1]) == blob]
+@dataclass(frozen=True)
+class Heads:
+    """Every MatMulNBits by what it reads, looked up once: there may be as many quantized tables as layers."""
+
+    by_codes: dict[Blob, list[ir.Node]]
+    by_scales: dict[ir.Value, list[ir.Node]]
+    by_form: dict[Hashable, list[tuple[ir.Node, BlockTable]]]
+    """Those that a Gather could read, by their `form`."""
+
+    @classmethod
+    def of(cls, model: TailorModel) -> Heads:
+        """Look at the model as it is now."""
+        found = cls({}, {}, {})
+        for node in nbits_nodes(model):
+            blob, scales, table = blob_of(node.inputs[1]), stored_scales(node.inputs[2]), nbits_table(node)
+            if blob is not None:
+                found.by_codes.setdefault(blob, []).append(node)
+            if scales is not None:
+                found.by_scales.setdefault(scales, []).append(node)
+            if not isinstance(table, str):
+                found.by_form.setdefault(form(table), []).append((node, table))
+        return found
+
+    def readers_of(self, codes: ir.Value | None) -> list[ir.Node]:
+        """Return the nodes whose weight is these bytes, under whatever name and shape."""
+        blob = blob_of(codes)
+        return self.by_codes.get(blob, []) if blob is not None else []
+
+    def like(self, table: BlockTable) -> Iterable[tuple[ir.Node, BlockTable]]:
+        """Return the nodes that read a table of the same form, and what they read."""
+        return self.by_form.get(form(table), [])
+
+
+def form(table: BlockTable) -> Hashable:
+    """Return what two tables must have in common to be one: everything but the bytes."""
+    points = table.zero_points is None
+    return table.rows, table.columns, table.bits, table.block_size, points, table.scales.dtype, table.read_as
 
 
 def nbits_table(node: ir.Node) -> BlockTable | str:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_tailor.graph.model import TailorModel, is_op
 from onnx_tailor.graph.scales import read_type
 from onnx_tailor.graph.shapes import joined_shape
+from onnx_tailor.weights.tensors import WeightTensor
 
 _INTEGER = ir.DataType.INT32
 

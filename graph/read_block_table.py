@@ -10,7 +10,7 @@ from onnx_tailor.graph.block_table import BlockTable
 from onnx_tailor.graph.broken_table import attribute_faults, float_table, lost_table, shape_faults
 from onnx_tailor.graph.layout_tail import Tail, layout_tail
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
-from onnx_tailor.graph.nbits_weight import blob_of, nbits_table, readers_of
+from onnx_tailor.graph.nbits_weight import Heads, blob_of, nbits_table
 from onnx_tailor.graph.plain_table import PlainRows, read_plain
 from onnx_tailor.graph.scales import read_type, stored_scales
 from onnx_tailor.weights.tensors import WeightTensor
@@ -45,12 +45,13 @@ class Unread:
 def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
     """Return every quantized table of which rows are gathered; edits nothing."""
     found: list[FoundTable | Unread] = []
+    heads = Heads.of(model)
     for node in model.nodes():
         plain = read_plain(node)
         if plain is not None:
             found.append(_plain(node, plain))
         elif node.domain == MICROSOFT and node.op_type == "GatherBlockQuantized":
-            table = read_block_table(model, node)
+            table = read_block_table(model, node, heads)
             found.append(Unread(node, table) if isinstance(table, str) else table)
     return found
 
@@ -68,7 +69,7 @@ def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
     return FoundTable(node, table, plain.ids, "plain", tail.output)
 
 
-def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
+def read_block_table(model: TailorModel, node: ir.Node, heads: Heads) -> FoundTable | str:
     """Return the table that the GatherBlockQuantized `node` reads, or the reason why its meaning is not certain."""
     ids = node.inputs[1] if len(node.inputs) > 1 else None
     if ids is None:
@@ -81,9 +82,9 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
         reshape = None
     codes = WeightTensor.of_value(data) if data is not None else None
     if data is None or codes is None or codes.dtype != ir.DataType.UINT8 or 0 in codes.dims or not codes.dims:
-        return _mended(model, node, ids, data)
+        return _mended(model, node, ids, data, heads)
     own = _own_table(node, data, codes)
-    table = _through_the_head(model, node, data, own)
+    table = _through_the_head(heads, node, data, own)
     if isinstance(table, str):
         return table
     deep = len(codes.dims) == 3 and reshape is None
@@ -91,7 +92,7 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
     table = replace(table, columns=tail.columns)
     layout = "shared" if deep else "reshape" if reshape is not None else "alias"
     if tail.corrections is not None:
-        corrected = _corrected(model, data, table, tail)
+        corrected = _corrected(heads, data, table, tail)
         if corrected is None:
             return f"what is added to its rows, {tail.corrections.name}, is not the correction of a known head"
         layout, table = "correction", corrected
@@ -104,11 +105,11 @@ def read_block_table(model: TailorModel, node: ir.Node) -> FoundTable | str:
     return FoundTable(node, table, ids, layout, tail.output, faults, "the head reads the same bytes" if faults else "")
 
 
-def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | None) -> FoundTable | str:
+def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | None, heads: Heads) -> FoundTable | str:
     """Read a node whose data are no uint8 codes."""
     if data is not None and data.dtype in {ir.DataType.INT4, ir.DataType.UINT4}:
         return f"its codes are {data.dtype}; tie-embeddings alone reads those, beside a head that holds the same"
-    found = lost_table(model, node, data) if data is None or data.const_value is None else float_table(model, data)
+    found = lost_table(heads, node, data) if data is None or data.const_value is None else float_table(model, data)
     if isinstance(found, str):
         return found
     table, fault, certainty = found
@@ -143,11 +144,11 @@ def _own_table(node: ir.Node, data: ir.Value, codes: WeightTensor) -> BlockTable
     return BlockTable(name, data, scales, points, rows, padded, bits, block, read_type(read) or scale.dtype)
 
 
-def _through_the_head(model: TailorModel, node: ir.Node, data: ir.Value, own: BlockTable | str) -> BlockTable | str:
+def _through_the_head(heads: Heads, node: ir.Node, data: ir.Value, own: BlockTable | str) -> BlockTable | str:
     """Believe the MatMulNBits on the same codes about their form; it has every attribute and exact shapes."""
     scales, points = (node.inputs[i] if len(node.inputs) > i else None for i in (2, 3))
     scales = stored_scales(scales)
-    for head in readers_of(model, data):
+    for head in heads.readers_of(data):
         table = nbits_table(head)
         if isinstance(table, str):
             continue
@@ -160,9 +161,9 @@ def _through_the_head(model: TailorModel, node: ir.Node, data: ir.Value, own: Bl
     return own
 
 
-def _corrected(model: TailorModel, data: ir.Value, table: BlockTable, tail: Tail) -> BlockTable | None:
+def _corrected(heads: Heads, data: ir.Value, table: BlockTable, tail: Tail) -> BlockTable | None:
     """Return the table with the zero points that its corrections stand for: those of the head on the same codes."""
-    for head in readers_of(model, data):
+    for head in heads.readers_of(data):
         full = nbits_table(head)
         if not isinstance(full, str) and full.zero_points is not None and tail.corrects(full):
             return replace(table, zero_points=full.zero_points)

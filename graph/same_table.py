@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx_tailor.graph.block_table import BlockTable, tensor_of
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.nbits_weight import nbits_nodes, nbits_table
+from onnx_tailor.graph.nbits_weight import form, nbits_nodes, nbits_table
 from onnx_tailor.weights.compare import compare
 from onnx_tailor.weights.rounding import BlockViews, Rounding, compare_rounding
 from onnx_tailor.weights.view import Window
@@ -51,12 +51,8 @@ def same_float_table(model: TailorModel, weight: Window) -> SameTable | None:
 
 def same_block_table(first: BlockTable, second: BlockTable) -> bool:
     """Whether two quantized tables of separate bytes hold equal codes, scales and zero points."""
-    forms = [
-        (t.rows, t.columns, t.bits, t.block_size, t.zero_points is None, t.scales.dtype, t.read_as)
-        for t in (first, second)
-    ]
     views = (block_views(first), block_views(second))
-    if forms[0] != forms[1] or views[0] is None or views[1] is None:
+    if form(first) != form(second) or views[0] is None or views[1] is None:
         return False
     pairs = [(views[0].scales, views[1].scales), (views[0].codes, views[1].codes)]
     if views[0].zero_points is not None and views[1].zero_points is not None:

@@ -87,12 +87,12 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
             if value is None or not value.is_initializer() or value.const_value is None:
                 continue
             if index == codes:
-                own = attribute(node, "N", 0) * attribute(node, "K", 0)
+                own = attribute(node, "N", 0) * attribute(node, "K", 0) if codes else 0
                 counts[value] = own or value.const_value.nbytes * 8 // attribute(node, "bits", 4)
             elif index in {2, 3}:
                 counts.setdefault(value, 0)
     for node in model.nodes():  # what a corrected table adds is no weight of its own
-        if node.op_type == "Gather" and node.inputs[0] is not None and "_corrections" in (node.inputs[0].name or ""):
+        if is_op(node, "Gather") and node.inputs[0] is not None and "_corrections" in (node.inputs[0].name or ""):
             counts[node.inputs[0]] = 0
     return counts
 

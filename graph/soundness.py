@@ -10,22 +10,29 @@ import onnx
 import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.forms import require_form
+from onnx_tailor.graph.forms import require_forms
 from onnx_tailor.graph.model import ONNX_DOMAINS
+from onnx_tailor.weights.view import packed_bytes
 
 _MENDED = "GatherBlockQuantized"
 """Exporters have written these on data that do not exist; reshape-dim mends them, lint names them."""
 _MOST_NODES = 10_000_000
 """Nodes that one function may stand for, with all that it calls."""
-_WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
-def require_plain_weights(graph: onnx.GraphProto, path: Path) -> None:
+def require_plain(model: onnx.ModelProto, path: Path) -> None:
     """Refuse what the reader of the graph passes over or stumbles at: two weights of one name, places that are none.
 
     Raises:
-        ModelError: a name stands twice among the initializers of one graph, or an offset or length is no number.
+        ModelError: a name stands twice among the initializers of one graph, an offset or length is no number, a value
+            has two types, or an attribute that is to hold a graph holds none.
     """
+    _require_plain_graph(model.graph, path)
+    for function in model.functions:
+        _require_graphs(function.node, path)
+
+
+def _require_plain_graph(graph: onnx.GraphProto, path: Path) -> None:
     seen: set[str] = set()
     for tensor in graph.initializer:
         if tensor.name in seen:
@@ -40,12 +47,23 @@ def require_plain_weights(graph: onnx.GraphProto, path: Path) -> None:
     types = {value.name: value.type for value in graph.input}
     for value in graph.output:
         if value.name in types and types[value.name].WhichOneof("value") and value.type != types[value.name]:
-            raise ModelError(f"{path}: {value.name!r} is an input of one type and an output of another; export it again")
-    for node in graph.node:
-        if node.op_type in _WITH_GRAPHS:
-            for attribute in node.attribute:
+            raise ModelError(
+                f"{path}: {value.name!r} is an input of one type and an output of another; export it again"
+            )
+    _require_graphs(graph.node, path)
+
+
+def _require_graphs(nodes: Iterable[onnx.NodeProto], path: Path) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            whole = attribute.type == onnx.AttributeProto.GRAPH
+            if whole and (attribute.ref_attr_name or not attribute.HasField("g")):
+                raise ModelError(
+                    f"{path}: the {node.op_type} node {node.name or '(no name)'} has no graph in its {attribute.name}"
+                )
+            if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
                 for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                    require_plain_weights(inner, path)
+                    _require_plain_graph(inner, path)
 
 
 def require_sound(model: ir.Model, path: Path) -> None:
@@ -65,7 +83,7 @@ def require_sound(model: ir.Model, path: Path) -> None:
         for node in ir.traversal.RecursiveGraphIterator(graph):
             _require_text([node.name, node.op_type, node.domain, *(value.name for value in node.outputs)], path)
             _require_text([*node.metadata_props, *node.metadata_props.values()], path)
-            require_form(node, model.opset_imports, path)
+        require_forms(graph, model.opset_imports, path)
         if not _is_sorted(graph, set(), path):
             try:
                 graph.sort()
@@ -82,21 +100,22 @@ def require_values(tensor: ir.TensorProtocol, path: Path) -> None:
     name = tensor.name or "(no name)"
     if tensor.dtype == ir.DataType.UNDEFINED:
         raise ModelError(f"{path}: weight {name} has no type")
-    if not isinstance(tensor, ir.TensorProtoTensor):
+    if isinstance(tensor, ir.ExternalTensor):
         return
-    proto = tensor.raw
-    expected = math.prod(proto.dims)
-    if tensor.dtype == ir.DataType.STRING:
-        found: float = len(proto.string_data)
-    elif proto.HasField("raw_data"):
-        found, expected = len(proto.raw_data), math.ceil(expected * tensor.dtype.itemsize)
-    else:
-        try:
-            found = tensor.numpy().size if len(tensor.tobytes()) == tensor.nbytes else -1
-        except Exception:  # whatever numpy raises, the values do not make a tensor of this shape
-            found = -1
-    if found != expected or any(n < 0 for n in proto.dims):
-        raise ModelError(f"{path}: weight {name} is {tensor.dtype}{list(proto.dims)}, but its values are not so many")
+    dims = tuple(tensor.shape.numpy())
+    if any(n < 0 for n in dims) or not _has_values(tensor, math.prod(dims)):
+        raise ModelError(f"{path}: weight {name} is {tensor.dtype}{list(dims)}, but its values are not so many")
+
+
+def _has_values(tensor: ir.TensorProtocol, count: int) -> bool:
+    if isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+        return len(tensor.raw.raw_data) == packed_bytes(count, tensor.dtype)
+    try:
+        if tensor.dtype == ir.DataType.STRING:
+            return tensor.numpy().size == count
+        return tensor.numpy().size == count and len(tensor.tobytes()) == tensor.nbytes
+    except Exception:  # whatever numpy raises, the values do not make a tensor of this shape
+        return False
 
 
 def _require_few_calls(model: ir.Model, path: Path) -> None:

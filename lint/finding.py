@@ -10,6 +10,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.nbits_weight import Heads
 from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.size import weight_tensors
 from onnx_tailor.targets import Target
@@ -62,6 +63,11 @@ class Subject:
     def tables(self) -> list[FoundTable | Unread]:
         """The quantized tables of which rows are gathered."""
         return find_block_tables(self.model)
+
+    @cached_property
+    def heads(self) -> Heads:
+        """The quantized projections."""
+        return Heads.of(self.model)
 
     @cached_property
     def weights(self) -> list[tuple[ir.Value, WeightTensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_tailor.graph.block_table import tensor_of
-from onnx_tailor.graph.nbits_weight import readers_of
 from onnx_tailor.graph.read_block_table import FoundTable
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
@@ -27,7 +26,7 @@ def device_copies(subject: Subject) -> Iterator[Finding]:
     for found in subject.tables:
         if not isinstance(found, FoundTable) or found.layout != "alias" or not subject.target.one_copy:
             continue
-        if readers_of(subject.model, found.table.codes):
+        if subject.heads.readers_of(found.table.codes):
             size = tensor_of(found.table.codes).nbytes
             what = "its codes are an initializer of their own on the head's bytes, which the device is sent twice"
             yield subject.problem("device-copy", found.node.name, what, bytes_=size, mend=_MEND)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_tailor.graph.heads import Head, find_heads
-from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
+from onnx_tailor.graph.nbits_weight import blob_of
 from onnx_tailor.graph.read_block_table import FoundTable
 from onnx_tailor.graph.same_table import same_block_table, same_float_table
 from onnx_tailor.graph.tables import find_tables
@@ -34,14 +34,13 @@ def untied(subject: Subject) -> Iterator[Finding]:
 
 def own_codes(subject: Subject) -> Iterator[Finding]:
     """Name the quantized tables with bytes of their own that equal a head's."""
-    heads = [(n, t) for n in nbits_nodes(subject.model) if not isinstance(t := nbits_table(n), str)]
     for found in subject.tables:
         if not isinstance(found, FoundTable) or found.layout == "broken":
             continue
         own = blob_of(found.table.codes)
-        if own is None or any(blob_of(table.codes) == own for _, table in heads):
+        if own is None or subject.heads.readers_of(found.table.codes):
             continue
-        for node, table in heads:
+        for node, table in subject.heads.like(found.table):
             if same_block_table(found.table, table):
                 what = f"its codes are a second copy of those of the head {node.name}"
                 yield subject.problem("untied", found.node.name, what, bytes_=own.nbytes, mend=_MEND)

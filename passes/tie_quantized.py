@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.block_table import BlockTable, gather, tensor_of
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.nbits_weight import blob_of, nbits_nodes, nbits_table
+from onnx_tailor.graph.nbits_weight import Heads, blob_of, nbits_table
 from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.graph.same_table import SameTable, same_block_table, same_float_table
 from onnx_tailor.graph.tables import Table, find_tables
@@ -33,9 +33,10 @@ def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]
         head = head_of(model, typed)
         if head is not None:
             yield _tie_typed(model, target, typed, *head)
+    heads = Heads.of(model)
     for other in find_block_tables(model):
         if isinstance(other, FoundTable) and other.layout != "broken":
-            yield from _share(model, other)
+            yield from _share(model, other, heads)
 
 
 def unchanged(model: TailorModel, head: ir.Node) -> Skip:
@@ -84,13 +85,11 @@ def _tie_typed(model: TailorModel, target: Target, typed: TypedTable, head: ir.N
     )
 
 
-def _share(model: TailorModel, found: FoundTable) -> Iterator[Change]:
+def _share(model: TailorModel, found: FoundTable, heads: Heads) -> Iterator[Change]:
     """Let a quantized table with bytes of its own read the head's, if those are equal."""
-    own = blob_of(found.table.codes)
-    heads = [(node, table) for node in nbits_nodes(model) if not isinstance(table := nbits_table(node), str)]
-    if own is None or any(blob_of(table.codes) == own for _, table in heads):
+    if blob_of(found.table.codes) is None or heads.readers_of(found.table.codes):
         return
-    for node, table in heads:
+    for node, table in heads.like(found.table):
         if same_block_table(found.table, table):
             where = found.node.name or ""
             rewrite(model, found, found.layout, table)

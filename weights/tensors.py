@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnx_tailor.weights.files import InlineBytes
 from onnx_tailor.weights.jobs import CopyJob, Job
-from onnx_tailor.weights.view import View, Window, as_bytes
+from onnx_tailor.weights.view import View, Window, as_bytes, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class WeightTensor(ir.TensorProtocol):
 
     def __init__(self, blob: Blob, dtype: ir.DataType, shape: tuple[int, ...], name: str | None = None) -> None:
         """Check that the shape fits the blob."""
-        if math.ceil(math.prod(shape) * dtype.itemsize) != blob.nbytes:
+        if packed_bytes(math.prod(shape), dtype) != blob.nbytes:
             raise ValueError(f"{name}: {dtype}{list(shape)} does not fit {blob.nbytes} bytes")
         self.blob = blob
         self.dtype = dtype

@@ -86,7 +86,7 @@ class View:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements when stored without gaps; two 4-bit elements share a byte."""
-        return math.ceil(self.size * self.dtype.itemsize)
+        return packed_bytes(self.size, self.dtype)
 
     @property
     def is_contiguous(self) -> bool:
@@ -150,6 +150,11 @@ class View:
             return
         step = int(pitch * self.dtype.itemsize)
         self.file.read_rows(self.offset, step, buffer.view(np.uint8))
+
+
+def packed_bytes(count: int, dtype: ir.DataType) -> int:
+    """Return the bytes of so many elements without gaps; in integers, as a file may claim more than floats hold."""
+    return -(-count * dtype.bitwidth // 8)
 
 
 def as_bytes(window: Window) -> Window:

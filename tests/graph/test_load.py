@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import attention_model
 import handmade
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -286,6 +288,21 @@ def _mixture_without_experts(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("MoE", ["h0"], ["mixed"], name="moe", domain="com.microsoft"))
 
 
+def _branch_that_is_a_reference(model: onnx.ModelProto) -> None:
+    node = model.graph.node.add(op_type="If", name="if", input=["flag"], output=["chosen"])
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH, ref_attr_name="of_a_function")
+
+
+def _function_that_gets_too_little(model: onnx.ModelProto) -> None:
+    opsets = [helper.make_opsetid("", 18)]
+    body = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model.functions.append(helper.make_function("f", "Linear", ["x", "w"], ["y"], body, opsets))
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    node = model.graph.node[1]
+    node.op_type, node.domain, node.input[:] = "Linear", "f", node.input[:1]
+
+
 def _einsum_before_there_was_one(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 9
     model.graph.node.append(helper.make_node("Einsum", ["h0", "h0"], ["summed"], name="sum"))
@@ -295,6 +312,8 @@ def _einsum_before_there_was_one(model: onnx.ModelProto) -> None:
     ("edit", "message"),
     [
         (_branch_without_outputs, "the If node if yields more values than the graph in its "),
+        (_branch_that_is_a_reference, "the If node if has no graph in its then_branch"),
+        (_function_that_gets_too_little, "lacks an input that it must have"),
         (_mixture_without_experts, "the MoE node moe has 1 inputs and 1 outputs, fewer than"),
         (_einsum_before_there_was_one, "the Einsum node sum lacks the attribute equation"),
     ],
@@ -308,6 +327,18 @@ def _without_values(model: onnx.ModelProto) -> None:
     weight(model).ClearField("raw_data")
 
 
+def _text_without_values(model: onnx.ModelProto) -> None:
+    model.graph.initializer.add(name="words", data_type=TensorProto.STRING, dims=[3])
+
+
+def _more_than_a_float_holds(model: onnx.ModelProto) -> None:
+    model.graph.initializer.add(name="t", data_type=TensorProto.INT64, dims=[2**62] * 70, raw_data=b"12345678")
+
+
+def _input_of_two_types(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("input_ids", TensorProto.FLOAT16, None))
+
+
 def _text_outside(model: onnx.ModelProto) -> None:
     tensor = model.graph.initializer.add(name="words", data_type=TensorProto.STRING, dims=[2])
     handmade.refer(tensor, location="m.onnx", offset=0, length=8)
@@ -317,6 +348,9 @@ def _text_outside(model: onnx.ModelProto) -> None:
     ("edit", "message"),
     [
         (_without_values, "weight lm_head.weight is FLOAT[64, 96], but its values are not so many"),
+        (_text_without_values, "weight words is STRING[3], but its values are not so many"),
+        (_more_than_a_float_holds, "but its values are not so many"),
+        (_input_of_two_types, "'input_ids' is an input of one type and an output of another"),
         (_text_outside, "weight words is text, which cannot lie in a data file"),
     ],
 )
@@ -343,6 +377,68 @@ def test_what_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
         assert "Warning" not in result.stderr
+
+
+def test_arithmetic_that_only_looks_like_a_table_is_left_alone(tmp_path: Path) -> None:
+    """The nodes of the layout `plain` over codes of another shape, or over zero points that a caller may feed."""
+    path = handmade.decoder(tmp_path / "m.onnx", rows=32, columns=32)
+    made = ["run", "rtn", str(path), "-o", str(tmp_path / "made"), "--target", "portable"]
+    assert CliRunner().invoke(app, made).exit_code == 0
+    written = onnx.load(tmp_path / "made" / "m.onnx")
+    codes = next(each for each in written.graph.initializer if each.name == "model.embed_tokens.weight_q4")
+    for number, edit in enumerate(("shape", "input")):
+        model = onnx.ModelProto.FromString(written.SerializeToString())
+        if edit == "shape":
+            weight(model, codes.name).dims[:] = [16, 1, 32]
+        else:
+            name = codes.name.replace("q4", "zero_points")
+            model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.UINT8, [32, 1]))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        onnx.save(model, folder / "m.onnx")
+        for command in (["lint", str(folder)], ["run", "rtn", str(folder), "-o", str(tmp_path / f"out{number}")]):
+            result = CliRunner().invoke(app, command)
+            assert "Traceback" not in result.stderr
+            assert result.exit_code == 0 or command[0] == "lint", result.stderr
+
+
+def test_metadata_of_other_tools_is_no_receipt(tmp_path: Path) -> None:
+    for number, text in enumerate(["[" * 100_000, "{", "7", "[7]"]):
+        path = handmade.decoder(
+            tmp_path / str(number) / "m.onnx",
+            edit=lambda model, text=text: model.metadata_props.add(key="onnx-tailor", value=text),  # type: ignore[misc]
+        )
+        for command in (["inspect", str(path)], ["run", "rtn", str(path), "-o", str(tmp_path / f"out{number}")]):
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 0, result.stderr
+
+
+def test_what_a_file_says_about_a_weight_is_not_believed(tmp_path: Path) -> None:
+    """The types of the rewritten values follow from the weight's own."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        name = model.graph.initializer[0].name
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, [7]))
+
+    path = handmade.decoder(tmp_path / "m.onnx", edit=edit)
+    result = CliRunner().invoke(app, ["run", "tie", str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    sound = handmade.decoder(tmp_path / "sound" / "m.onnx")
+    np.testing.assert_allclose(handmade.logits(tmp_path / "out" / "m.onnx"), handmade.logits(sound), rtol=1e-5)
+
+
+def test_odd_divisions_and_attributes_are_read(tmp_path: Path) -> None:
+    """A Split with fewer sizes than outputs, and text where another operator has a number."""
+    layer = attention_model.Layer().save(tmp_path / "m.onnx")
+    model = onnx.load(layer, load_external_data=False)
+    split = next(node for node in model.graph.node if node.op_type == "Split")
+    split.output.append("one_more")
+    gather = helper.make_node("GatherBlockQuantized", ["x", "x"], ["rows"], domain="com.microsoft", N="text")
+    model.graph.node.append(gather)
+    layer.write_bytes(model.SerializeToString())
+    for command in (["inspect", str(layer)], ["run", "unpack-rtn", str(layer), "--dry-run"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("version", [17, 18, 21])
