@@ -75,7 +75,7 @@ def run(
         opened(model) as source,
         executor_of(executor) as hands,
         tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch,
-        Digests() as digests,
+        Digests(hands) as digests,
     ):
         models = _set_of(model_files(source.path), source.open)
         folder = None if dry_run else _checked(out, models, overwrite=overwrite)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,8 +17,9 @@ import distributed
 
 from onnx_tailor.cluster.parcels import Delivery, Parcel, parcels
 from onnx_tailor.cluster.worker import deliver
-from onnx_tailor.errors import OutputError
+from onnx_tailor.errors import OutputError, TailorError
 from onnx_tailor.weights.data_folder import DataFolder
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tasks import Destination, Done, Task
 from onnx_tailor.weights.threads import Threads
 
@@ -30,6 +31,7 @@ PATIENCE = 60.0
 """Seconds for which a cluster may be without any worker."""
 _GLANCE = 2.0
 """Seconds after which a quiet cluster is looked at."""
+_MOST_HASHERS = 64
 _LOST = "the connection to the scheduler is lost"
 _AHEAD = 3
 """Parcels for each thread of the workers that are under way at once: one in work, the others waiting for it."""
@@ -86,6 +88,32 @@ class Cluster:
             to.token.unlink(missing_ok=True)
             if pending:
                 self._client.cancel(list(pending), force=True)
+
+    @property
+    def hashers(self) -> int:
+        """As many as the workers have threads now."""
+        return max(1, min(self._threads(), _MOST_HASHERS))
+
+    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the SHA-256 of an input in hexadecimal, which a worker computes or, if it fails, this process.
+
+        Raises:
+            ModelError: the file was replaced, or cannot be read.
+            OSError: the file cannot be read.
+        """
+        future = self._client.submit(_sha256, file, pure=False)
+        try:
+            while True:
+                advance(0)
+                try:
+                    result: str = future.result(timeout=_GLANCE)
+                except TimeoutError:
+                    continue
+                return result
+        except (TailorError, OSError, distributed.KilledWorker, distributed.CancelledError):
+            return file.sha256(advance)
+        finally:
+            future.cancel()
 
     def _fill(self, pending: dict[Future, Parcel], todo: Iterator[Parcel]) -> bool:
         """Hand out parcels until every worker has enough; return whether any is under way."""
@@ -148,6 +176,12 @@ def _deliver(parcel: Parcel) -> Delivery:
     """Run on a worker, where its name is known."""
     worker: Any = distributed.get_worker()
     return deliver(parcel, worker.address)
+
+
+def _sha256(file: DataFile) -> str:
+    """Run on a worker."""
+    file.require_unchanged()
+    return file.sha256()
 
 
 def _accept(delivery: Delivery, parcel: Parcel, files: DataFolder, done: Done) -> None:

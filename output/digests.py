@@ -12,17 +12,19 @@ from onnx_tailor.errors import ModelError
 from onnx_tailor.report import FileDigest
 from onnx_tailor.weights.digest import sha256
 from onnx_tailor.weights.files import DataFile
+from onnx_tailor.weights.tasks import Executor
 
 
 class Digests:
-    """Hashes files one after the other on a thread of its own, beside work that reads them too.
+    """Hashes files on threads of its own or on what carries tasks out, beside work that reads them too.
 
     A context manager, whose end ends the thread, whether it is done or not.
     """
 
-    def __init__(self) -> None:
-        """Begin with no file."""
-        self._pool = ThreadPoolExecutor(1)
+    def __init__(self, executor: Executor) -> None:
+        """Begin with no file; `executor` hashes the inputs."""
+        self._executor = executor
+        self._pool = ThreadPoolExecutor(executor.hashers)
         self._futures: dict[Path, Future[FileDigest]] = {}
         self._stopped = threading.Event()
 
@@ -40,7 +42,7 @@ class Digests:
         for file in files:
             path = file if isinstance(file, Path) else file.path
             if path not in self._futures:
-                self._futures[path] = self._pool.submit(_any, file, self._go_on)
+                self._futures[path] = self._pool.submit(self._any, file)
 
     def of(self, files: Iterable[Path]) -> tuple[FileDigest, ...]:
         """Return the digests of files that were begun, waiting for them.
@@ -49,6 +51,14 @@ class Digests:
             ModelError: a file cannot be read.
         """
         return tuple(self._futures[file].result() for file in files)
+
+    def _any(self, file: Path | DataFile) -> FileDigest:
+        if isinstance(file, Path):
+            return digest(file, advance=self._go_on)
+        try:
+            return FileDigest(name=file.path.name, bytes=file.size, sha256=self._executor.sha256(file, self._go_on))
+        except OSError as error:
+            raise ModelError(f"{file.path}: cannot be read ({error.strerror})") from error
 
     def _go_on(self, _: int) -> None:
         if self._stopped.is_set():
@@ -66,12 +76,3 @@ def digest(path: Path, above: Path | None = None, advance: Callable[[int], None]
         return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _any(file: Path | DataFile, advance: Callable[[int], None]) -> FileDigest:
-    if isinstance(file, Path):
-        return digest(file, advance=advance)
-    try:
-        return FileDigest(name=file.path.name, bytes=file.size, sha256=file.sha256(advance))
-    except OSError as error:
-        raise ModelError(f"{file.path}: cannot be read ({error.strerror})") from error

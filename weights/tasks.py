@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.jobs import WORK, Job, Measuring, tile_bytes
 from onnx_tailor.weights.journal import Record
 from onnx_tailor.weights.plan import Place, Plan
@@ -77,6 +78,20 @@ class Executor(Protocol):
             ModelError: a source file was cut off or replaced, or a weight cannot be computed.
             OutputError: those that were to carry out the tasks are gone.
             OSError: a file cannot be written.
+        """
+
+    @property
+    def hashers(self) -> int:
+        """How many files it hashes at once."""
+
+    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the SHA-256 of an input in hexadecimal; may be called from several threads.
+
+        `advance` is called every now and then with the bytes read, and ends the work by raising.
+
+        Raises:
+            ModelError: the file was replaced, or cannot be read.
+            OSError: the file cannot be read.
         """
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from onnx_tailor.weights.data_folder import DataFolder
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.tasks import Destination, Done, Task
 
@@ -40,6 +41,20 @@ class Threads:
             except BaseException:
                 failed.set()
                 raise
+
+    @property
+    def hashers(self) -> int:
+        """One: more would take processors from the weights, which are read at the same time."""
+        return 1
+
+    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the SHA-256 of an input in hexadecimal.
+
+        Raises:
+            ModelError: the file cannot be read.
+            OSError: the same.
+        """
+        return file.sha256(advance)
 
 
 def _raise_first(finished: set[Future[None]]) -> None:

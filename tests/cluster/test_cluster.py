@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -19,8 +20,10 @@ from typer.testing import CliRunner, Result
 
 from onnx_tailor.cli import app
 from onnx_tailor.cluster import parcels
+from onnx_tailor.errors import ModelError
 from onnx_tailor.quant import quantize
 from onnx_tailor.weights import quantize_job, view
+from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.journal import Record
 from onnx_tailor.weights.tasks import Put, Task
 
@@ -99,6 +102,7 @@ def test_workers_write_what_threads_write(
 ) -> None:
     expected, out = local(model, recipe), tmp_path / "out"
     here = computed_here(monkeypatch)
+    monkeypatch.setattr(DataFile, "sha256", None)
     result = call("run", recipe, model, "-o", out, "--executor", where)
     assert result.exit_code == 0, result.output
     assert handmade.contents(out) == expected
@@ -246,6 +250,26 @@ def test_what_a_worker_finds_wrong_is_said_in_one_sentence(tmp_path: Path, model
     assert result.stderr.count("error: ") == 1
     assert "Traceback" not in result.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in"]
+
+
+def test_what_no_worker_can_hash_is_hashed_here(tmp_path: Path) -> None:
+    class Lost:
+        status = "running"
+
+        def submit(self, *_: Any, **__: Any) -> Any:
+            return self
+
+        def result(self, timeout: float) -> Any:
+            raise ModelError("every worker must see the file")
+
+        def cancel(self) -> None:
+            self.status = "cancelled"
+
+    (tmp_path / "weights").write_bytes(b"abc")
+    client = Lost()
+    found = executor.Cluster(client, "here:1").sha256(DataFile.open(tmp_path / "weights"), lambda _: None)
+    assert found == hashlib.sha256(b"abc").hexdigest()
+    assert client.status == "cancelled"
 
 
 def test_no_cluster(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
