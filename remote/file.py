@@ -19,6 +19,8 @@ from onnx_tailor.remote.spool import BLOCK, spool
 from onnx_tailor.remote.stores import file_system, identity
 from onnx_tailor.weights.files import DataFile
 
+_FEW = 32
+"""Rows for which a request each is less than the blocks that they lie in."""
 _STREAMS = 4
 """Ranges that are fetched at once where a file is read from one end to the other."""
 
@@ -63,11 +65,14 @@ class RemoteFile(DataFile):
     def read_rows(self, offset: int, step: int, rows: npt.NDArray[np.uint8]) -> None:
         """Fill each of `rows` from the file; they begin `step` bytes apart, often too short for a request each.
 
-        Blocks of the file go to this machine's disk, where the next rows find them.
+        Blocks of the file go to this machine's disk, where the next rows find them; a few small ones come alone.
 
         Raises:
             ModelError: the file cannot be read, or became shorter.
         """
+        if len(rows) <= _FEW and rows.nbytes < BLOCK:
+            super().read_rows(offset, step, rows)
+            return
         for index in range(len(rows)):
             spool().read_into(self.url, self.size, offset + index * step, rows[index].data.cast("B"), self._fetch)
 

@@ -17,8 +17,8 @@ from onnx_tailor.weights.protobuf import INLINE_LIMIT
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 from onnx_tailor.weights.view import View, Window, as_bytes
 
-_SAMPLE = 4096
-"""Bytes of each end of a weight that are looked at before the rest."""
+_GLANCE, _SAMPLE = 32, 4096
+"""Bytes of each end of a weight that are looked at first, and before the rest where these are equal."""
 
 
 def share_equal(tensors: Iterable[WeightTensor]) -> None:
@@ -88,7 +88,7 @@ def _beside(job: Any, known: Any) -> Any:
 def _equal_views(views: list[Window]) -> dict[Window, Window]:
     """Return, for each view that equals an earlier one, that one."""
     same: dict[Window, Window] = {}
-    for alike in _groups(views, [lambda view: view.nbytes, _sample, _digest]):
+    for alike in _groups(views, [lambda view: view.nbytes, _glance, _sample, _digest]):
         # A contiguous view can stand for any other of its bytes.
         kept: list[Window] = []
         for view in sorted(alike, key=lambda view: not view.is_contiguous):
@@ -115,17 +115,30 @@ def _groups(views: list[Window], keys: list[Callable[[Window], Hashable]]) -> li
     return groups
 
 
+def _glance(view: Window) -> bytes:
+    """Return a few bytes of both ends."""
+    return _ends(view, _GLANCE)
+
+
 def _sample(view: Window) -> bytes:
     """Return some bytes of both ends."""
+    return _ends(view, _SAMPLE)
+
+
+def _ends(view: Window, size: int) -> bytes:
+    """Return the first and the last `size` bytes, of short files all of them twice."""
     if view.is_contiguous:
         raw = as_bytes(view)
-        return _raw(raw.rows(0, min(_SAMPLE, raw.nbytes))) + _raw(raw.rows(max(0, raw.nbytes - _SAMPLE), raw.nbytes))
-    head, tail = _raw(view.rows(0, 1)), _raw(view.rows(view.shape[0] - 1, view.shape[0]))
-    rows = -(-_SAMPLE // max(1, len(head)))
-    if rows > 1:
-        rows = min(rows, view.shape[0])
-        head, tail = _raw(view.rows(0, rows)), _raw(view.rows(view.shape[0] - rows, view.shape[0]))
-    return head[:_SAMPLE] + tail[-_SAMPLE:]
+        return _raw(raw.rows(0, min(size, raw.nbytes))) + _raw(raw.rows(max(0, raw.nbytes - size), raw.nbytes))
+    count = view.shape[0]
+    rows = min(count, max(1, -(-size * count // view.nbytes)))
+    head, tail = view.rows(0, rows), view.rows(count - rows, count)
+    wanted = size // int(view.dtype.itemsize)
+    if rows == 1 and len(view.shape) == 2 and wanted < view.shape[1]:
+        # Where the rows lie across the file's, each element is a read of its own.
+        columns = view.shape[1]
+        head, tail = head.transpose().rows(0, wanted), tail.transpose().rows(columns - wanted, columns)
+    return _raw(head)[:size] + _raw(tail)[-size:]
 
 
 def _digest(view: Window) -> bytes:

@@ -63,3 +63,20 @@ def test_nothing_is_read_where_no_size_occurs_twice(tmp_path: Path, monkeypatch:
     tensors = stored(tmp_path, [np.ones((n, 40), np.float32) for n in (40, 50, 60)], [False, True, False])
     monkeypatch.setattr(View, "read", None)
     share_equal(tensors)
+
+
+def test_weights_that_lie_across_the_file_and_differ_cost_a_few_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read_into = DataFile.read_into
+
+    def noted(file: DataFile, offset: int, buffer: np.ndarray) -> None:
+        reads.append(buffer.nbytes)
+        read_into(file, offset, buffer)
+
+    monkeypatch.setattr(DataFile, "read_into", noted)
+    matrices = [np.random.default_rng(seed).standard_normal((300, 500), np.float32) for seed in range(4)]
+    share_equal(stored(tmp_path, matrices, [True, True, True, False]))
+    assert len(reads) == 3 * 16 + 2
+    assert sum(reads) == 4 * 64
