@@ -67,17 +67,22 @@ def writing(path: Path) -> Iterator[Writer]:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What a file holds of one input; the arrays are read anew at every call. Equal where file and input are."""
+    """What a file holds of one input; the arrays are read anew at every call. Equal where what it holds is.
 
-    path: Path
+    So a run that calibrates itself can be resumed, though its file lies in another place each time.
+    """
+
+    path: Path = field(compare=False)
     number: int
     name: str
     columns: int
     count: int
     """Vectors that the means are over; 0 for an expert that no token reached."""
     has_hessian: bool
-    stamp: int
-    """When the file was written: another calibration in its place is another one."""
+    checksums: tuple[int, ...]
+    """CRC-32 of each array, as the archive has it."""
+    stamp: int = field(compare=False)
+    """When the file was written, to see that it was not replaced since."""
 
     def __reduce__(self) -> tuple[type[InputStatistics], tuple[object, ...]]:
         """Name the file so that another process finds it, whatever its current folder."""
@@ -149,7 +154,14 @@ def read(path: Path) -> Calibration:
                 raise UsageError(f"{path}: has format {header['format']}, but this onnx-tailor reads {FORMAT}")
             inputs = {
                 each["name"]: InputStatistics(
-                    path, number, each["name"], each["columns"], each["count"], header["hessians"], stamp
+                    path,
+                    number,
+                    each["name"],
+                    each["columns"],
+                    each["count"],
+                    header["hessians"],
+                    _checksums(archive, number),
+                    stamp,
                 )
                 for number, each in enumerate(header["inputs"])
             }
@@ -180,6 +192,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, int]]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _damaged(path, reason) from error
+
+
+def _checksums(archive: Any, number: int) -> tuple[int, ...]:
+    names = [f"{number}.{what}.npy" for what in ("mean_square", "hessian")]
+    return tuple(each.CRC for each in archive.zip.infolist() if each.filename in names)
 
 
 def _entry(archive: Any, name: str, path: Path) -> npt.NDArray[Any]:

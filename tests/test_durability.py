@@ -375,3 +375,19 @@ def test_two_runs_write_the_same_bytes_wherever_they_write(tmp_path: Path, model
     shutil.copytree(model.parent, tmp_path / "elsewhere" / "in")
     assert call("run", "rtn", tmp_path / "elsewhere" / "in" / "model.onnx", "-o", tmp_path / "other").exit_code == 0
     assert handmade.contents(tmp_path / "other") == clean(model)
+
+
+@pytest.mark.parametrize("method", ["gptq", "imatrix"])
+def test_a_run_that_calibrates_itself_goes_on_where_it_was(tmp_path: Path, model: Path, method: str) -> None:
+    """It calibrates again, and finds the same: what was written counts."""
+    expected, out = clean(model, method), tmp_path / "out"
+    with Counting() as whole:
+        assert call("run", method, model, "-o", tmp_path / "again").exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        failing_after(patch, 5, KeyboardInterrupt())
+        assert call("run", method, model, "-o", out).exit_code == 130
+    with Counting() as rest:
+        resumed = call("run", method, model, "-o", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert handmade.contents(out) == expected
+    assert 0 < len(rest) < len(whole)
