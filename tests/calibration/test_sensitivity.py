@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_tailor.calibration.bit_budget import FLOAT, Form, Plan, Weighed, within_divergence
@@ -23,6 +23,7 @@ def weights(drawn: list[tuple[int, float, float, float]]) -> tuple[list[Any], li
     return sizes, costs
 
 
+@settings(deadline=None)
 @given(drawn=st.lists(WEIGHT, min_size=1, max_size=5), part=st.floats(0, 1))
 def test_the_choice_fits_and_is_near_the_best(drawn: list[tuple[int, float, float, float]], part: float) -> None:
     sizes, costs = weights(drawn)
@@ -73,6 +74,7 @@ def test_a_negative_divergence_is_noise_and_no_gain() -> None:
     assert (parts > 0).all()
 
 
+@settings(deadline=None)
 @given(drawn=st.lists(WEIGHT, min_size=1, max_size=5), part=st.floats(0.01, 1))
 def test_what_reaches_a_divergence_is_no_larger_than_what_a_budget_of_its_bytes_gives(
     drawn: list[tuple[int, float, float, float]], part: float
