@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--load", type=Path, nargs="+", metavar="MODEL", help="load these instead, the first the floor")
+    parser.add_argument("--olive", type=Path, metavar="PYTHON", help="also tie with Olive, which this Python has")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=3, metavar=("MODEL", "THREADS", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -83,6 +84,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
         for layout in layouts:
             path = relaid(source, scratch / "out", layout)
             rows.append(run(f"{bits} bits, {layout}", path, options, floor))
+        if options.olive:
+            path = olive(options.olive, relaid(source, scratch / "untied", "alias"), scratch / "out")
+            rows.append(run(f"{bits} bits, Olive", path, options, floor))
+            shutil.rmtree(scratch / "untied")
         shutil.rmtree(source.parent)
     columns = options.float_columns
     floor = run("float32, head alone", floating(scratch / "f", options.rows, columns, "head"), options, None)
@@ -90,6 +95,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
     for form in ("tied", "transposed head", "transposed table", "copies"):
         path = floating(scratch / "f", options.rows, columns, form)
         rows += [run(f"float32, {form}", path, options, floor)]
+    if options.olive:
+        path = olive(options.olive, floating(scratch / "f", options.rows, columns, "copies"), scratch / "out")
+        rows.append(run("float32, Olive", path, options, floor))
+        shutil.rmtree(scratch / "f")
     return rows
 
 
@@ -259,6 +268,13 @@ def relaid(source: Path, folder: Path, layout: str) -> Path:
     text = folder.with_suffix(".yaml")
     text.write_text(f"recipe: 1\npasses:\n  - reshape-dim: {{layout: {layout}}}\n", encoding="utf-8")
     pipeline.run(recipe.load(str(text)), source, folder, target="cpu", overwrite=True)
+    return folder / source.name
+
+
+def olive(python: Path, source: Path, folder: Path) -> Path:
+    """Let Olive tie the model of `source`, in an environment of its own."""
+    script = Path(__file__).with_name("olive_tie.py")
+    subprocess.run([str(python), str(script), str(source), str(folder)], check=True, capture_output=True)
     return folder / source.name
 
 
