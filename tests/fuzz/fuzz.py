@@ -55,22 +55,18 @@ def main() -> None:
     if options.child is not None:
         child(options)
         return
-    started, totals, findings = time.monotonic(), collections.Counter[str](), 0
+    started, totals = time.monotonic(), collections.Counter[str]()
     share = -(-options.files // options.workers)
     ends = range(options.seed, options.seed + options.files, share)
     children = [Child(options, at, min(at + share, options.seed + options.files)) for at in ends]
-    with selectors.DefaultSelector() as waiting:
-        for each in children:
-            each.start(waiting)
-        while waiting.get_map() and time.monotonic() - started < options.seconds:
-            for key, _ in waiting.select(timeout=5):
-                for event in key.data.events(waiting):
-                    totals.update(event.get("counts", {"finding: the process died": 1}))
-                    if "what" in event:
-                        findings += 1
-                        _keep(options.keep, event)
-            for each in children:
-                each.kill_if_it_hangs()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the end says what was done until then
+    try:
+        findings = _watch(children, options, totals, started + options.seconds)
+    except KeyboardInterrupt:
+        findings = totals["finding: the process died"] + sum(
+            n for kind, n in totals.items() if kind.endswith(": finding")
+        )
+    finally:
         for each in children:
             each.stop()
     done = totals.total()
@@ -84,6 +80,24 @@ def main() -> None:
     for kind, count in sorted(totals.items(), key=lambda item: -item[1]):
         print(f"{count:8} {kind}")
     sys.exit(1 if findings else 0)
+
+
+def _watch(children: list[Child], options: argparse.Namespace, totals: collections.Counter[str], end: float) -> int:
+    """Start the children and count what they say, until all have ended or the time is over; return the findings."""
+    findings = 0
+    with selectors.DefaultSelector() as waiting:
+        for each in children:
+            each.start(waiting)
+        while waiting.get_map() and time.monotonic() < end:
+            for key, _ in waiting.select(timeout=5):
+                for event in key.data.events(waiting):
+                    totals.update(event.get("counts", {"finding: the process died": 1}))
+                    if "what" in event:
+                        findings += 1
+                        _keep(options.keep, event)
+            for each in children:
+                each.kill_if_it_hangs()
+    return findings
 
 
 class Child:
