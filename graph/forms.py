@@ -5,6 +5,7 @@ A pass reads the inputs of a MatMul by their index and the `axis` of a Gather as
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -53,9 +54,10 @@ def _require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
     if node.domain == MICROSOFT:
         inputs, names = _MICROSOFT.get(node.op_type, (0, ()))
         outputs, types, required = 1, dict.fromkeys(names, ir.AttributeType.INT), frozenset[str]()
+        filled: Iterable[int] = range(inputs)
     elif node.domain in ONNX_DOMAINS:
         version = next(opsets[domain] for domain in ONNX_DOMAINS if domain in opsets)
-        inputs, outputs, types, required = _schema(node.op_type, version)
+        inputs, filled, outputs, types, required = _schema(node.op_type, version)
     else:
         return
     where = f"{path}: the {node.op_type} node {node.name or '(no name)'}"
@@ -63,7 +65,7 @@ def _require_form(node: ir.Node, opsets: dict[str, int], path: Path) -> None:
         raise ModelError(
             f"{where} has {len(node.inputs)} inputs and {len(node.outputs)} outputs, fewer than it must have"
         )
-    if any(value is None for value in node.inputs[:inputs]):
+    if any(node.inputs[index] is None for index in filled):
         raise ModelError(f"{where} lacks an input that it must have")
     for name, attribute in node.attributes.items():
         if name in types and attribute.type != types[name]:
@@ -81,18 +83,21 @@ def _require_outputs(node: ir.Node, where: str) -> None:
             raise ModelError(f"{where} yields more values than the graph in its {name}")
 
 
-_Schema = tuple[int, int, dict[str, ir.AttributeType], frozenset[str]]
+_Schema = tuple[int, tuple[int, ...], int, dict[str, ir.AttributeType], frozenset[str]]
 
 
 @cache
 def _schema(op_type: str, version: int) -> _Schema:
-    """Return fewest inputs and outputs, the types of attributes, and the attributes that must be there."""
+    """Return fewest inputs, which of them must be there, fewest outputs, types of attributes, and those required."""
     try:
         schema = onnx.defs.get_schema(op_type, version, "")
     except (onnx.defs.SchemaError, TypeError, OverflowError):  # an operator or a version that this onnx does not know
         if not onnx.defs.has(op_type, ""):
-            return 0, 0, {}, frozenset()
+            return 0, (), 0, {}, frozenset()
         schema = onnx.defs.get_schema(op_type, "")
     types = {name: ir.AttributeType[str(each.type).rpartition(".")[2]] for name, each in schema.attributes.items()}
     required = frozenset(name for name, each in schema.attributes.items() if each.required)
-    return schema.min_input, schema.min_output, types, required
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    # A Loop needs two inputs, and may leave both empty.
+    filled = tuple(i for i, each in enumerate(schema.inputs[: schema.min_input]) if each.option != optional)
+    return schema.min_input, filled, schema.min_output, types, required

@@ -14,8 +14,9 @@ from onnx_ir.passes import common as ir_passes
 from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.graph.inline import inline_weights
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.modern import free_initializers, make_dense
 from onnx_tailor.graph.soundness import require_plain, require_sound, require_values
-from onnx_tailor.weights.files import DataFile, resolve_location
+from onnx_tailor.weights.files import DataFile, InlineBytes, resolve_location
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 from onnx_tailor.weights.tensors import WeightTensor
 from onnx_tailor.weights.view import View
@@ -33,6 +34,8 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     proto = read_skeleton(path)
     own.require_unchanged()
     require_plain(proto, path)
+    make_dense(proto, path)
+    free_initializers(proto)
     try:
         logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
         with warnings.catch_warnings(action="ignore"):
@@ -71,7 +74,7 @@ class _Sources:
             return None
         require_values(tensor, self.path)
         if not isinstance(tensor, ir.ExternalTensor):
-            return tensor
+            return _over_its_bytes(tensor) if _is_large(tensor) else tensor
         name, location = tensor.name or "(no name)", str(tensor.location)
         if tensor.dtype == ir.DataType.STRING:
             raise ModelError(f"{self.path}: weight {name} is text, which cannot lie in a data file")
@@ -94,10 +97,23 @@ class _Sources:
                 f"{file_.path}: weight {name} lies at bytes {view.offset} to {view.offset + view.nbytes}, but the file "
                 f"has {file_.size}; it is cut off or belongs to another model"
             )
-        result = WeightTensor.of_view(view, tensor.name)
-        result.doc_string = tensor.doc_string
-        result.metadata_props.update(tensor.metadata_props)
-        return result
+        return _described(WeightTensor.of_view(view, tensor.name), tensor)
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes >= INLINE_LIMIT
+
+
+def _over_its_bytes(tensor: ir.TensorProtocol) -> WeightTensor:
+    """Return a weight that was written value by value, which protobuf has loaded, like any other."""
+    view = View.contiguous(InlineBytes(tensor.tobytes()), 0, tensor.dtype, tuple(tensor.shape.numpy()))
+    return _described(WeightTensor.of_view(view, tensor.name), tensor)
+
+
+def _described(weight: WeightTensor, tensor: ir.TensorProtocol) -> WeightTensor:
+    weight.doc_string = tensor.doc_string
+    weight.metadata_props.update(tensor.metadata_props)
+    return weight
 
 
 def _replace_attributes(node: ir.Node, sources: _Sources) -> None:

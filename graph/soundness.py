@@ -98,7 +98,11 @@ def require_values(tensor: ir.TensorProtocol, path: Path) -> None:
         ModelError: it has fewer or more, or no type.
     """
     name = tensor.name or "(no name)"
-    if tensor.dtype == ir.DataType.UNDEFINED:
+    try:
+        known = tensor.dtype != ir.DataType.UNDEFINED
+    except ValueError:  # a number that stands for none
+        known = False
+    if not known:
         raise ModelError(f"{path}: weight {name} has no type")
     if isinstance(tensor, ir.ExternalTensor):
         return

@@ -150,8 +150,10 @@ class DifferenceMaximum:
 
 
 def difference(reference: Array, candidate: Array, window: int = 0) -> DifferenceMaximum:
-    """Find the largest difference of two arrays of one shape and any numeric types; NaN counts as inf."""
+    """Find the largest difference of two arrays of one shape; NaN counts as inf, and so does a text that differs."""
     a, b = reference.reshape(-1), candidate.reshape(-1)
+    if a.dtype == object:
+        a, b = np.zeros(a.size), np.where(a == b, 0.0, np.inf)
     found = DifferenceMaximum()
     for start in range(0, a.size, _CHUNK):
         x = a[start : start + _CHUNK].astype(np.float64)

@@ -331,6 +331,17 @@ def _text_without_values(model: onnx.ModelProto) -> None:
     model.graph.initializer.add(name="words", data_type=TensorProto.STRING, dims=[3])
 
 
+def _constant_of_no_type(model: onnx.ModelProto) -> None:
+    tensor = TensorProto(name="t", data_type=-1, dims=[1], raw_data=b"1234")
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+
+
+def _sparse_weight_without_its_indices(model: onnx.ModelProto) -> None:
+    values = helper.make_tensor("s", TensorProto.FLOAT, [2], [1.0, 2.0])
+    indices = helper.make_tensor("i", TensorProto.INT64, [2], [0, 99])
+    model.graph.sparse_initializer.add(values=values, indices=indices, dims=[4])
+
+
 def _more_than_a_float_holds(model: onnx.ModelProto) -> None:
     model.graph.initializer.add(name="t", data_type=TensorProto.INT64, dims=[2**62] * 70, raw_data=b"12345678")
 
@@ -349,6 +360,8 @@ def _text_outside(model: onnx.ModelProto) -> None:
     [
         (_without_values, "weight lm_head.weight is FLOAT[64, 96], but its values are not so many"),
         (_text_without_values, "weight words is STRING[3], but its values are not so many"),
+        (_constant_of_no_type, "weight t has no type"),
+        (_sparse_weight_without_its_indices, "the sparse weight s cannot be read; store it dense"),
         (_more_than_a_float_holds, "but its values are not so many"),
         (_input_of_two_types, "'input_ids' is an input of one type and an output of another"),
         (_text_outside, "weight words is text, which cannot lie in a data file"),
