@@ -1,6 +1,6 @@
 // Load folders with transformers.js and print, as JSON, what each generates greedily.
-// Takes one JSON object: home (the folder that holds them), folders (names), prompt (token ids), new_tokens, and
-// device: cpu is Node, wasm and webgpu are a headless Chromium.
+// Takes one JSON object: home (the folder that holds them), folders (names), task (CausalLM or Seq2SeqLM), prompt
+// (token ids), new_tokens, and device: cpu is Node, wasm and webgpu are a headless Chromium.
 import { generate } from './generate.mjs';
 
 const asked = JSON.parse(process.argv[2]);

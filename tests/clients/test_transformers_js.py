@@ -18,16 +18,17 @@ from onnx_tailor.verify.session import LanguageModel
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tiny-llama"
 GENAI = ROOT / "tests" / "fixtures" / "exports" / "genai-llama-int4-k_quant"
+BART = ROOT / "tests" / "fixtures" / "exports" / "optimum-past-bart-fp32"
 PROMPT, COUNT = [1, 17, 33, 99], 16
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def greedy(file: Path) -> list[int]:
-    """Return what the model says here, with ONNX Runtime for Python."""
+    """Return the prompt and what the model says here, with ONNX Runtime for Python."""
     model = LanguageModel(file)
     assert model.logits
-    ids = np.array([PROMPT])
-    outputs, tokens = model.prefill(ids), []
+    ids, tokens = np.array([PROMPT]), [*PROMPT]
+    outputs = model.prefill(ids)
     cache = model.cache(outputs, ids)
     for _ in range(COUNT):
         tokens.append(int(outputs[model.logits][0, -1].argmax()))
@@ -35,8 +36,11 @@ def greedy(file: Path) -> list[int]:
     return tokens
 
 
-def ask(transformers_js: Any, home: Path, *names: str, device: str = "cpu") -> list[dict[str, Any]]:
-    return transformers_js(home=f"{home}/", folders=names, prompt=PROMPT, new_tokens=COUNT, device=device)
+def ask(
+    transformers_js: Any, home: Path, *names: str, device: str = "cpu", task: str = "CausalLM"
+) -> list[dict[str, Any]]:
+    asked = {"prompt": PROMPT, "new_tokens": COUNT, "device": device, "task": task}
+    return transformers_js(home=f"{home}/", folders=names, **asked)
 
 
 def widened(folder: Path) -> Path:
@@ -90,6 +94,16 @@ def test_a_genai_export_generates(transformers_js: Any, tmp_path: Path) -> None:
     pipeline.run(recipe.load("tie"), source, out, client="transformers.js", target="portable")
     (found,) = ask(transformers_js, tmp_path, "out")
     assert found.get("tokens") == greedy(source / "model.onnx"), found
+
+
+def test_an_encoder_and_its_decoder_generate(transformers_js: Any, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(BART, source / "onnx")
+    (source / "onnx" / "config.json").rename(source / "config.json")
+    pipeline.run(recipe.load("tie"), source, out, client="transformers.js")
+    before, after = ask(transformers_js, tmp_path, "in", "out", task="Seq2SeqLM")
+    assert after.get("tokens") == before["tokens"], after
+    assert len(after["tokens"]) == 1 + COUNT
 
 
 RECIPES = ("tie", "rtn", "k-quant-8bit")
