@@ -47,7 +47,7 @@ lock: $(READY)
 
 # The tests with the lowest releases that pyproject.toml allows.
 floors: $(READY)
-	$(BIN)/uv venv --clear --python $(BIN)/python build/floors
+	$(BIN)/uv venv --clear --seed --python $(BIN)/python build/floors
 	$(BIN)/uv pip install --python build/floors --resolution lowest-direct --editable '.[cluster,report]' --group dev
 	build/floors/bin/python -m pytest -n auto --ignore=tests/clients
 

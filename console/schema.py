@@ -84,6 +84,7 @@ def _forms(name: str, cls: type[Pass], definitions: dict[str, Any]) -> list[dict
 
 def _describe(definition: dict[str, Any], owner: type[Any]) -> None:
     """Put the help texts of the options into their schemas, and the rule on block sizes, which no type states."""
+    definition["additionalProperties"] = False  # pydantic before 2.14 does not apply `extra` to dataclasses here
     properties = definition.get("properties", {})
     for option in options(owner):
         properties[option.name]["description"] = option.help
