@@ -85,6 +85,8 @@ class Forecast:
     """Expected peak of the process's resident memory; an estimate, on the large side."""
     read_bytes: int
     """Of weights, to be read and worked."""
+    seconds: float | None
+    """Expected time of writing and hashing on this machine, from a short measurement; None where it was not made."""
 
 
 @dataclass(frozen=True, kw_only=True)

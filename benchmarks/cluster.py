@@ -1,7 +1,8 @@
 """Measure `run` on a Dask cluster of local workers against threads of one process, on a synthetic model.
 
 Every worker is a process with one thread. What is timed is the phase in which weights are computed and written, and the
-whole run. The bytes must be those of the threads, or it ends with status 1. Linux only; needs the extra `cluster`.
+whole run; processor time is that of all processes together, and means something on a busy machine too. The bytes must
+be those of the threads, or it ends with status 1. Linux only; needs the extra `cluster`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,7 @@ def main() -> None:
         speed = base["writing_s"] / row["writing_s"]
         print(
             f"{row['who']:8} {row['count']:2}  writing {row['writing_s']:6.2f} s, {speed:4.2f} times the speed of one; "
-            f"whole run {row['whole_s']:6.2f} s"
+            f"whole run {row['whole_s']:6.2f} s, processor time {row['processor_s']:6.2f} s"
         )
 
 
@@ -73,13 +74,16 @@ def _measure(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]
         with _processors(count):
             run = partial(_run, options.recipe, model, scratch / "threads", "threads")
             run()  # this process loads numba
-            rows.append(_row("threads", count, [run() for _ in range(options.repeat)]))
+            rows.append(_row("threads", count, [(*run(), time.process_time() - before) for before in _clock(options)]))
     for count in options.workers:
         with distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as cluster:
             where = cluster.scheduler_address.replace("tcp://", "dask://")
             run = partial(_run, options.recipe, model, scratch / "out", where)
             run()  # the workers load numba
-            rows.append(_row("workers", count, [run() for _ in range(options.repeat)]))
+            with distributed.Client(cluster, set_as_default=False) as client:
+                used = partial(_used, client)
+                found = [(*run(), used() - before) for before in _clock(options, used)]
+            rows.append(_row("workers", count, found))
         for name in ("model.onnx", "model.onnx.data"):
             if not filecmp.cmp(scratch / "out" / name, scratch / "threads" / name, shallow=False):
                 sys.exit(f"{name} is not what threads write")
@@ -97,10 +101,21 @@ def _processors(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _row(who: str, count: int, seconds: list[tuple[float, float]]) -> dict[str, Any]:
+def _clock(options: argparse.Namespace, used: Callable[[], float] = time.process_time) -> Iterator[float]:
+    """Yield the processor time used so far, once for each run."""
+    for _ in range(options.repeat):
+        yield used()
+
+
+def _used(client: distributed.Client) -> float:
+    """Return the processor time of this process and of the workers."""
+    return time.process_time() + sum(client.run(time.process_time).values())
+
+
+def _row(who: str, count: int, found: list[tuple[float, float, float]]) -> dict[str, Any]:
     """Return the run whose writing took the median time."""
-    writing, whole = sorted(seconds)[len(seconds) // 2]
-    return {"who": who, "count": count, "writing_s": writing, "whole_s": whole}
+    writing, whole, processor = sorted(found)[len(found) // 2]
+    return {"who": who, "count": count, "writing_s": writing, "whole_s": whole, "processor_s": processor}
 
 
 def _run(recipe: str, model: Path, out: Path, executor: str) -> tuple[float, float]:

@@ -74,7 +74,8 @@ def _forecast(console: Console, expected: Forecast) -> None:
     for name, count in expected.file_bytes.items():
         _line(console, f"{name}: {size(count)}")
     needs = f"disk {size(expected.disk_bytes)}, memory at most about {size(expected.memory_bytes)}"
-    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
+    time = "" if expected.seconds is None else f", on this machine in about {max(1, round(expected.seconds))} s"
+    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights{time}")
 
 
 def show_check(found: Checked) -> None:

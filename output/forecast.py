@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from onnx_tailor.output.duration import expected_seconds
 from onnx_tailor.output.write import Job
 from onnx_tailor.report import Forecast
 from onnx_tailor.weights.jobs import WORK, tile_bytes
@@ -15,13 +16,18 @@ _KERNELS = 128 << 20
 
 
 def forecast(job: Job) -> Forecast:
-    """Tell sizes and needs of the output of `job`, whose passes have run in this process."""
+    """Tell sizes and needs of the output of `job`, whose passes have run in this process.
+
+    Raises:
+        ModelError: a weight cannot be read or computed.
+    """
     largest = WORK * max((_largest_tile(each) for each in job.storage.plan.by_job()), default=0)
     return Forecast(
         file_bytes=job.file_bytes,
         disk_bytes=job.disk_bytes(),
         memory_bytes=_resident() + _KERNELS + max(largest, min(workers() * largest, BUDGET)),
         read_bytes=job.read_bytes,
+        seconds=expected_seconds(job),  # last: it loads the kernels, which the memory has in it already
     )
 
 
