@@ -74,8 +74,9 @@ def _forecast(console: Console, expected: Forecast) -> None:
     for name, count in expected.file_bytes.items():
         _line(console, f"{name}: {size(count)}")
     needs = f"disk {size(expected.disk_bytes)}, memory at most about {size(expected.memory_bytes)}"
-    time = "" if expected.seconds is None else f", on this machine in about {max(1, round(expected.seconds))} s"
-    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights{time}")
+    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
+    if expected.seconds is not None:
+        _line(console, f"takes about {max(1, round(expected.seconds))} s on this machine")
 
 
 def show_check(found: Checked) -> None:
