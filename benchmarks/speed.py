@@ -1,16 +1,17 @@
-"""Compare `onnx-tailor run` with ONNX Runtime's own MatMulNBitsQuantizer on one model: whole processes and kernels.
+"""Compare `onnx-tailor run` with ONNX Runtime's own quantizer, Olive's passes and `cp` on one model, and on sizes.
 
 Each contender is a child of its own, from starting Python to the saved model; every round runs all of them, so that
-what else the machine does meets them alike. This process reads no model before the last child has ended, because Linux
-hands a parent's peak memory down to the children it starts; so a row's peak is at least this process's own.
+what else the machine does meets them alike, and the best round counts. This process reads no model before the last
+child of a model has ended, because Linux hands a parent's peak memory down to the children it starts; so a row's peak
+is at least this process's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,61 +21,14 @@ from pathlib import Path
 import onnx
 from processes import Run, run, tailor
 
-_ONNXRUNTIME = """
-import sys
-import onnx
-from onnxruntime.quantization import matmul_nbits_quantizer as q
-method, model, out = sys.argv[1:]
-config = {
-    "k_quant": q.KQuantWeightOnlyQuantConfig,
-    "rtn": q.RTNWeightOnlyQuantConfig,
-    "default": lambda: None,
-}[method]()
-quantizer = q.MatMulNBitsQuantizer(
-    onnx.load(model), bits=4, block_size=32, is_symmetric=False, algo_config=config
-)
-quantizer.process()
-quantizer.model.save_model_to_file(out, True)
-"""
-
-_KERNELS = """
-import json, sys, time
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
-from onnx_tailor.quant import BlockFormat, quantize
-from onnx_tailor.weights.pool import workers
-rounds = int(sys.argv[1])
-fmt = BlockFormat(4, 32, symmetric=False, scale_dtype="float32")
-tile = (np.random.default_rng(0).standard_normal((512, 2048)) * 0.02).astype(np.float32)
-flat = tile.reshape(-1, fmt.block_size)
-ours, theirs = 8, 1
-def tiles(method):
-    list(pool.map(lambda _: quantize(tile, fmt, method), range(ours * workers())))
-work = {
-    "onnx-tailor rtn": (lambda: tiles("rtn"), ours * workers()),
-    "onnxruntime rtn": (lambda: quant_tensor(flat, 4, 32, "asym", "uint"), theirs),
-    "onnx-tailor k_quant": (lambda: tiles("k_quant"), ours * workers()),
-    "onnxruntime k_quant": (lambda: quant_tensor_k_quant_cpu(flat, 4, 32), theirs),
-}
-found = {name: [] for name in work}
-with ThreadPoolExecutor(workers()) as pool:
-    for call, _ in work.values():
-        call()
-    for _ in range(rounds):
-        for name, (call, count) in work.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            found[name].append((count * tile.size / (time.perf_counter() - wall),
-                                count * tile.size / (time.process_time() - cpu)))
-print(json.dumps(found))
-"""
+_PEERS = Path(__file__).with_name("peers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One contender's figures: the median of all rounds, but the greatest peak memory."""
+    """One contender's figures: the best of all rounds, but the greatest peak memory."""
 
+    model: str
     name: str
     seconds: float
     """Wall time of the whole process."""
@@ -91,93 +45,100 @@ class Row:
     weights_per_second: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """Weights a second that a kernel alone quantizes in memory, 4 bits in blocks of 32: the median of all rounds."""
-
-    name: str
-    weights_per_second: float
-    """By the clock, on all processors where the kernel uses them; ONNX Runtime's use one."""
-    weights_per_cpu_second: float
-
-
 def main() -> None:
-    """Run the contenders and print a table, or JSON with --json."""
+    """Run the contenders and print tables, or JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, nargs="?", help="by default a synthetic model")
-    parser.add_argument("--weights", type=float, default=40e6, help="of the synthetic model")
+    parser.add_argument("model", type=Path, nargs="?", help="by default synthetic models")
+    parser.add_argument("--sizes", type=float, nargs="*", default=[40e6], help="weights of the synthetic models")
     parser.add_argument("--repeat", type=int, default=3, help="rounds")
     parser.add_argument("--recipes", nargs="*", default=["k-quant", "rtn"])
     parser.add_argument("--methods", nargs="*", default=["k_quant", "rtn", "default"], help="of ONNX Runtime")
+    parser.add_argument("--olive", type=Path, help="a Python that has olive-ai")
+    parser.add_argument("--olive-methods", nargs="*", default=["k_quant", "rtn"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="onnx-tailor-benchmark-") as scratch:
-        model = options.model
-        if model is None:
+        if options.model is not None:
+            rows += _measure(options.model, options, Path(scratch))
+        for size in [] if options.model is not None else options.sizes:
             model = Path(scratch) / "synthetic" / "model.onnx"
             maker = [sys.executable, str(Path(__file__).with_name("synthetic.py")), str(model)]
-            subprocess.run([*maker, str(int(options.weights))], check=True)
-        kernels = _kernels(options.repeat)
-        rows = _measure(model, options, Path(scratch))
+            subprocess.run([*maker, str(int(size))], check=True)
+            rows += _measure(model, options, Path(scratch))
+            shutil.rmtree(model.parent)
     if options.json:
-        print(json.dumps({"runs": [asdict(row) for row in rows], "kernels": [asdict(each) for each in kernels]}))
+        print(json.dumps({"load": load, "runs": [asdict(row) for row in rows]}))
     else:
-        _print(rows, kernels)
-
-
-def _kernels(rounds: int) -> list[Kernel]:
-    """Measure the kernels in a child, all of them in every round."""
-    done = subprocess.run([sys.executable, "-c", _KERNELS, str(rounds)], check=True, stdout=subprocess.PIPE)
-    return [
-        Kernel(
-            name=name,
-            weights_per_second=statistics.median(wall for wall, _ in found),
-            weights_per_cpu_second=statistics.median(cpu for _, cpu in found),
-        )
-        for name, found in json.loads(done.stdout).items()
-    ]
+        print(f"load of the machine at the start: {load:.1f}")
+        _print(rows)
 
 
 def _measure(model: Path, options: argparse.Namespace, scratch: Path) -> list[Row]:
-    """Run every contender in each round; count the weights only at the end."""
+    """Run every contender in each round; of what it wrote, only the graph is kept, to count the weights at the end."""
     files = _files(model)
-    commands: dict[str, tuple[list[str], Path]] = {
-        "cp": (["cp", *map(str, files), str(scratch / "cp")], scratch / "cp")
-    }
+    total = sum(file.stat().st_size for file in files)
+    runs: dict[str, list[tuple[Run, int]]] = {}
+    for _ in range(options.repeat):
+        for name, (command, out) in _commands(model, files, options, scratch).items():
+            runs.setdefault(name, []).append(_child(command, out, name, model.name))
+    kept = {name: each[1] for name, each in _commands(model, files, options, scratch).items()}
+    rows = [_row(name, runs[name], kept[name], total, model) for name in runs]
+    for out in kept.values():
+        shutil.rmtree(out, ignore_errors=True)
+    return rows
+
+
+def _commands(
+    model: Path, files: list[Path], options: argparse.Namespace, scratch: Path
+) -> dict[str, tuple[list[str], Path]]:
+    """Return the command of each contender, by its name, and the folder that it writes."""
+    found: dict[str, tuple[list[str], Path]] = {}
+    found["cp"] = ["cp", *map(str, files), str(scratch / "cp")], scratch / "cp"
     for recipe in options.recipes:
         out = scratch / f"tailor-{recipe}"
-        commands[f"onnx-tailor {recipe}"] = (tailor("run", recipe, model, "-o", out, "--overwrite"), out)
-    for method in options.methods:
-        out = scratch / f"onnxruntime-{method}"
-        arguments = [sys.executable, "-c", _ONNXRUNTIME, method, str(model), str(out / model.name)]
-        commands[f"onnxruntime {method}"] = (arguments, out)
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(options.repeat):
-        for name, (command, out) in commands.items():
-            runs[name].append(_child(command, out, name))
-    total = sum(file.stat().st_size for file in files)
-    return [_row(name, runs[name], out, total, model.name) for name, (_, out) in commands.items()]
+        found[f"onnx-tailor {recipe}"] = tailor("run", recipe, model, "-o", out, "--overwrite"), out
+    peers = [("onnxruntime", sys.executable, options.methods)]
+    if options.olive is not None:
+        peers.append(("olive", str(options.olive), options.olive_methods))
+    for peer, python, methods in peers:
+        for method in methods:
+            out = scratch / f"{peer}-{method}"
+            script = str(_PEERS / f"{peer}_quantize.py")
+            found[f"{peer} {method}"] = [python, script, method, str(model), str(out / model.name)], out
+    return found
 
 
-def _child(command: list[str], out: Path, name: str) -> Run:
-    """Run one contender, which writes into a new folder."""
+def _child(command: list[str], out: Path, name: str, model: str) -> tuple[Run, int]:
+    """Run one contender, which writes into a new folder. Return also the bytes of models and weights there.
+
+    The weights are removed.
+    """
     shutil.rmtree(out, ignore_errors=True)
     if not name.startswith("onnx-tailor"):  # which makes its own folder
         out.mkdir()
-    return run(command, name)
+    done = run(command, name)
+    written = [file for file in out.iterdir() if ".onnx" in file.name or file.suffix == ".data"]
+    size = sum(file.stat().st_size for file in written)
+    for file in written:
+        if file.name != model:
+            file.unlink()
+    return done, size
 
 
-def _row(name: str, runs: list[Run], out: Path, total: int, model: str) -> Row:
+def _row(name: str, children: list[tuple[Run, int]], out: Path, total: int, model: Path) -> Row:
     """Gather a contender's figures."""
-    seconds = statistics.median(run.seconds for run in runs)
-    weights = _quantized_weights(out / model)
-    size = sum(file.stat().st_size for file in out.iterdir() if ".onnx" in file.name)
+    runs, size = [child for child, _ in children], children[0][1]
+    seconds = min(each.seconds for each in runs)
+    weights = _quantized_weights(out / model.name)
     return Row(
+        model=f"{total / 1e9:.2f} GB",
         name=name,
         seconds=seconds,
-        all_seconds=tuple(run.seconds for run in runs),
-        cpu_seconds=statistics.median(run.cpu_seconds for run in runs),
-        peak_rss=max(run.peak_rss for run in runs),
+        all_seconds=tuple(each.seconds for each in runs),
+        cpu_seconds=min(each.cpu_seconds for each in runs),
+        peak_rss=max(each.peak_rss for each in runs),
         output_bytes=size,
         ratio=total / size,
         weights=weights,
@@ -227,18 +188,20 @@ def _quantized_weights(model: Path) -> int:
     return sum(sizes.values())
 
 
-def _print(rows: list[Row], kernels: list[Kernel]) -> None:
-    """Print the tables."""
-    print(f"{'':24}{'s':>8}{'CPU s':>8}{'peak MB':>9}{'out MB':>9}{'ratio':>7}{'M weights':>11}{'M weights/s':>13}")
+def _print(rows: list[Row]) -> None:
+    """Print the table."""
+    print(
+        f"{'model':10}{'':24}{'s':>8}{'x cp':>7}{'CPU s':>8}{'x cp':>7}{'peak MB':>9}{'out MB':>9}{'ratio':>7}"
+        f"{'M weights':>11}{'M weights/s':>13}"
+    )
+    copies = {row.model: row for row in rows if row.name == "cp"}
     for row in rows:
+        floor = copies[row.model]
         print(
-            f"{row.name:24}{row.seconds:8.2f}{row.cpu_seconds:8.2f}{row.peak_rss / 1e6:9.0f}"
-            f"{row.output_bytes / 1e6:9.1f}{row.ratio:7.2f}{row.weights / 1e6:11.1f}"
-            f"{row.weights_per_second / 1e6:13.1f}"
+            f"{row.model:10}{row.name:24}{row.seconds:8.2f}{row.seconds / floor.seconds:7.1f}{row.cpu_seconds:8.2f}"
+            f"{row.cpu_seconds / floor.cpu_seconds:7.1f}{row.peak_rss / 1e6:9.0f}{row.output_bytes / 1e6:9.1f}"
+            f"{row.ratio:7.2f}{row.weights / 1e6:11.1f}{row.weights_per_second / 1e6:13.1f}"
         )
-    print(f"{'kernel alone':24}{'M weights/s':>16}{'M weights/CPU s':>17}")
-    for each in kernels:
-        print(f"{each.name:24}{each.weights_per_second / 1e6:16.1f}{each.weights_per_cpu_second / 1e6:17.1f}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ def main() -> None:
     path, weights = Path(sys.argv[1]), int(sys.argv[2])
     layers = max(1, weights // WIDTH**2 - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(0).standard_normal((WIDTH, WIDTH), np.float32) / np.float32(WIDTH**0.5)
+    values = np.empty_like(random)
     tensors, nodes, offset = [], [helper.make_node("Gather", ["table", "ids"], ["x0"], "embed_tokens")], 0
     with (path.parent / f"{path.name}.data").open("wb") as file:
-        for name in ("table", *(f"w{i}" for i in range(layers))):
-            values = random.standard_normal((WIDTH, WIDTH), np.float32) / np.float32(WIDTH**0.5)
+        for number, name in enumerate(("table", *(f"w{i}" for i in range(layers)))):
+            np.multiply(random, np.float32(1 + number / 4096), out=values)  # no two alike, or they would be stored once
             file.write(values.data)
             tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
             tensor.data_location = TensorProto.EXTERNAL
