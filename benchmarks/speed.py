@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["k_quant", "rtn", "default"], help="of ONNX Runtime")
     parser.add_argument("--olive", type=Path, help="a Python that has olive-ai")
     parser.add_argument("--olive-methods", nargs="*", default=["k_quant", "rtn"])
+    parser.add_argument("--no-copy", action="store_true", help="leave cp out, for models that fill the disk")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -95,7 +97,8 @@ def _commands(
 ) -> dict[str, tuple[list[str], Path]]:
     """Return the command of each contender, by its name, and the folder that it writes."""
     found: dict[str, tuple[list[str], Path]] = {}
-    found["cp"] = ["cp", *map(str, files), str(scratch / "cp")], scratch / "cp"
+    if not options.no_copy:
+        found["cp"] = ["cp", *map(str, files), str(scratch / "cp")], scratch / "cp"
     for recipe in options.recipes:
         out = scratch / f"tailor-{recipe}"
         found[f"onnx-tailor {recipe}"] = tailor("run", recipe, model, "-o", out, "--overwrite"), out
@@ -196,11 +199,12 @@ def _print(rows: list[Row]) -> None:
     )
     copies = {row.model: row for row in rows if row.name == "cp"}
     for row in rows:
-        floor = copies[row.model]
+        floor = copies.get(row.model)
+        times = (row.seconds / floor.seconds, row.cpu_seconds / floor.cpu_seconds) if floor else (math.nan, math.nan)
         print(
-            f"{row.model:10}{row.name:24}{row.seconds:8.2f}{row.seconds / floor.seconds:7.1f}{row.cpu_seconds:8.2f}"
-            f"{row.cpu_seconds / floor.cpu_seconds:7.1f}{row.peak_rss / 1e6:9.0f}{row.output_bytes / 1e6:9.1f}"
-            f"{row.ratio:7.2f}{row.weights / 1e6:11.1f}{row.weights_per_second / 1e6:13.1f}"
+            f"{row.model:10}{row.name:24}{row.seconds:8.2f}{times[0]:7.1f}{row.cpu_seconds:8.2f}{times[1]:7.1f}"
+            f"{row.peak_rss / 1e6:9.0f}{row.output_bytes / 1e6:9.1f}{row.ratio:7.2f}{row.weights / 1e6:11.1f}"
+            f"{row.weights_per_second / 1e6:13.1f}"
         )
 
 
