@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,15 +62,7 @@ class DataFile:
         Raises:
             ModelError: the file became shorter or was replaced since the model was loaded.
         """
-        handle = self._handle()
-        handle.seek(offset)
-        view = buffer.data.cast("B")
-        done = 0
-        while done < len(view):
-            count = handle.readinto(view[done:])
-            if not count:
-                raise ModelError(f"{self.path}: ends at byte {offset + done} while it is read; it was cut off")
-            done += count
+        self._fill(self._handle(), offset, buffer.data.cast("B"))
 
     @property
     def is_far(self) -> bool:
@@ -82,8 +75,9 @@ class DataFile:
         Raises:
             ModelError: the file became shorter or was replaced since the model was loaded.
         """
-        for index in range(len(rows)):
-            self.read_into(offset + index * step, rows[index])
+        handle, content, width = self._handle(), rows.reshape(-1).data, rows.shape[1]
+        for index in range(len(rows)):  # many, where a weight is stored by columns
+            self._fill(handle, offset + index * step, content[index * width : (index + 1) * width])
 
     def sha256(self, advance: Callable[[int], None] = lambda _: None) -> str:
         """Return the SHA-256 of the file in hexadecimal; `advance` hears of the bytes read.
@@ -92,6 +86,14 @@ class DataFile:
             OSError: the file cannot be read.
         """
         return sha256(self.path, advance)
+
+    def _fill(self, handle: FileIO, offset: int, buffer: memoryview) -> None:
+        done = _read_at(handle, offset, buffer)
+        while done < len(buffer):
+            count = _read_at(handle, offset + done, buffer[done:])
+            if not count:
+                raise ModelError(f"{self.path}: ends at byte {offset + done} while it is read; it was cut off")
+            done += count
 
     def _handle(self) -> FileIO:
         handle: FileIO | None = getattr(self._local, "handle", None)
@@ -125,6 +127,19 @@ class DataFile:
     @property
     def _advice(self) -> str:
         return "run again" if self.stamp[0] is not None else "every worker must see the model's files under their paths"
+
+
+if sys.platform == "win32":
+
+    def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
+        """Read what the file has from `offset` on, or a part of it; return the bytes read."""
+        file.seek(offset)
+        return file.readinto(buffer) or 0
+else:
+
+    def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
+        """Read what the file has from `offset` on, or a part of it; return the bytes read."""
+        return os.preadv(file.fileno(), (buffer,), offset)
 
 
 def require_ordinary(path: Path) -> None:
