@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,13 @@ def test_weights_that_lie_across_the_file_and_differ_cost_a_few_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []
-    read_into = DataFile.read_into
+    fill = DataFile._fill
 
-    def noted(file: DataFile, offset: int, buffer: np.ndarray) -> None:
+    def noted(file: DataFile, handle: FileIO, offset: int, buffer: memoryview) -> None:
         reads.append(buffer.nbytes)
-        read_into(file, offset, buffer)
+        fill(file, handle, offset, buffer)
 
-    monkeypatch.setattr(DataFile, "read_into", noted)
+    monkeypatch.setattr(DataFile, "_fill", noted)
     matrices = [np.random.default_rng(seed).standard_normal((300, 500), np.float32) for seed in range(4)]
     share_equal(stored(tmp_path, matrices, [True, True, True, False]))
     assert len(reads) == 3 * 16 + 2
