@@ -101,7 +101,7 @@ def _quantize(files: tuple[FileInspection, ...], target: Target) -> _Step:
         return _Step(["Every projection is quantized already."], ["  # - quantize"])
     layers = span([p["layer"] for p in floats if p["layer"] is not None])
     why = [f"{len(floats)} projections" + (f" in layers {layers}" if layers else "") + f": {_roles(floats)}."]
-    types = {str(p["dtype"]).lower() for p in floats}
+    types = {"float32" if p["dtype"] == "FLOAT" else str(p["dtype"]).lower() for p in floats}
     runs = {dtype for kernel in target.kernels_of("MatMulNBits") for dtype in kernel.dtypes}
     refused = sorted(types - runs)
     if runs and refused:

@@ -56,6 +56,7 @@ def test_projections_are_counted_by_role_and_type(tmp_path: Path) -> None:
     text = recommend(Model(dtype="bfloat16").save(tmp_path / "model.onnx"))
     assert "7 projections in layers 0-1: 2 v, 2 up, 2 down, 1 lm_head." in text
     assert "bfloat16: cpu multiplies float16 or float32 only; export it anew." in text
+    assert "export it anew" not in recommend(Model(dtype="float32").save(tmp_path / "float.onnx"))
 
 
 def test_what_is_done_already_is_not_asked_for_again(tmp_path: Path) -> None:
