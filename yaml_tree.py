@@ -6,12 +6,14 @@ file expand into a large one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.nodes import Node as YamlNode
 
@@ -22,7 +24,14 @@ __all__ = ["Entry", "Position", "Problem", "Tree", "read", "refuse"]
 MAX_NODES = 10_000
 """Values in one file once its aliases are expanded; no recipe comes near it."""
 MAX_DEPTH = 32
+MAX_MESSAGE = 1000
+"""Characters of one message: a value from the file may be as long as the file."""
+MAX_PROBLEMS = 50
+"""Problems that are told at once."""
+_PLAIN_SIZE = 1 << 16
+"""Characters of a text that is parsed at once; a larger one is first looked through, at half the cost, for its size."""
 
+_TOO_LARGE = "the file holds too many or too deeply nested values for a recipe"
 _CORE = "tag:yaml.org,2002:"
 
 
@@ -48,7 +57,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.position}: {self.message}"
+        shown = self.message if len(self.message) <= MAX_MESSAGE else f"{self.message[:MAX_MESSAGE]}..."
+        return f"{self.position}: {shown}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,10 @@ class Entry:
 def refuse(problems: list[Problem]) -> UsageError:
     """Return the error that tells all problems, one a line, in the order of the file."""
     ordered = dict.fromkeys(sorted(problems, key=lambda problem: problem.position))
-    return UsageError("\n".join(str(problem) for problem in ordered))
+    lines = [str(problem) for problem in itertools.islice(ordered, MAX_PROBLEMS)]
+    if len(ordered) > MAX_PROBLEMS:
+        lines.append(f"and {len(ordered) - MAX_PROBLEMS} more problems")
+    return UsageError("\n".join(lines))
 
 
 def read(text: str, file: str) -> Tree:
@@ -94,6 +107,8 @@ def read(text: str, file: str) -> Tree:
 
     """
     try:
+        if len(text) > _PLAIN_SIZE:
+            _require_few_events(text, file)
         root = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -114,6 +129,16 @@ def read(text: str, file: str) -> Tree:
     return tree
 
 
+def _require_few_events(text: str, file: str) -> None:
+    """Refuse what holds too many values before all of them are in memory: a million keys take minutes."""
+    depth = 0
+    for number, event in enumerate(YAML(typ="safe", pure=True).parse(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if number > 3 * MAX_NODES or depth > MAX_DEPTH:  # a list or a mapping has two events, one that it ends
+            mark = event.start_mark
+            raise refuse([Problem(Position(file, mark.line + 1, mark.column + 1), _TOO_LARGE)])
+
+
 class _Reader:
     """Turns the library's nodes into a `Tree`, gathering what is wrong on the way."""
 
@@ -128,7 +153,7 @@ class _Reader:
         position = self.position(node)
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise refuse([Problem(position, "the file holds too many or too deeply nested values for a recipe")])
+            raise refuse([Problem(position, _TOO_LARGE)])
         if isinstance(node, MappingNode) and node.tag == f"{_CORE}map":
             return Tree(position, self.mapping(node, depth))
         if isinstance(node, SequenceNode) and node.tag == f"{_CORE}seq":

@@ -13,7 +13,7 @@ from onnx_ir.passes import common as ir_passes
 
 from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.graph.inline import inline_weights
-from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.model import TailorModel, is_op
 from onnx_tailor.graph.modern import free_initializers, make_dense
 from onnx_tailor.graph.soundness import require_plain, require_sound, require_values
 from onnx_tailor.weights.files import DataFile, InlineBytes, resolve_location
@@ -55,11 +55,20 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
             _replace_attributes(node, sources)
     require_sound(model, path)
     inline_weights(model, path)
+    _remove_unnamed_constants(model)
     # A weight inside a Constant node is a weight like any other. The limit is one of elements, of up to eight bytes.
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT // 8)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
     files = {file.path: file for file in (own, *sources.files.values())}
     return TailorModel(model, path, tuple(locations), tuple(files.values()))
+
+
+def _remove_unnamed_constants(model: ir.Model) -> None:
+    """Remove Constants whose value has no name, so that nothing can read it, and no initializer can hold it."""
+    for graph in model.graphs():
+        for node in list(graph):
+            if is_op(node, "Constant") and not node.outputs[0].name and not node.outputs[0].uses():
+                graph.remove(node, safe=True)
 
 
 @dataclass(frozen=True)

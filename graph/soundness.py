@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -115,9 +116,10 @@ def _has_values(tensor: ir.TensorProtocol, count: int) -> bool:
     if isinstance(tensor, ir.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
         return len(tensor.raw.raw_data) == packed_bytes(count, tensor.dtype)
     try:
-        if tensor.dtype == ir.DataType.STRING:
-            return tensor.numpy().size == count
-        return tensor.numpy().size == count and len(tensor.tobytes()) == tensor.nbytes
+        with np.errstate(all="ignore"):  # values that the type cannot hold
+            if tensor.dtype == ir.DataType.STRING:
+                return tensor.numpy().size == count
+            return tensor.numpy().size == count and len(tensor.tobytes()) == tensor.nbytes
     except Exception:  # whatever numpy raises, the values do not make a tensor of this shape
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 from onnx_tailor import recipes
 from onnx_tailor.errors import OptionError, UsageError
 from onnx_tailor.passes import PASSES
-from onnx_tailor.recipe import Recipe, explain, load
+from onnx_tailor.recipe import Recipe, explain, load, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +157,36 @@ def test_refuses_with_place_value_and_advice(tmp_path: Path, text: str, expected
     assert len(lines) == len(expected), lines
     for line, wanted in zip(lines, expected, strict=True):
         assert matches(f"{path}:{wanted}", line), line
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["".join(f"k{i}: 1\n" for i in range(20_000)), "[" * 900_000, "{a: " * 200_000],
+    ids=["keys", "lists", "mappings"],
+)
+def test_a_large_text_is_refused_before_it_is_parsed_whole(text: str) -> None:
+    """Parsed whole, some of these take minutes; the parser's steps are few before they are refused."""
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += event == "call"
+
+    sys.setprofile(count)
+    try:
+        with pytest.raises(UsageError, match=r"too many or too deeply nested"):
+            parse(text, "r.yaml")
+    finally:
+        sys.setprofile(None)
+    assert steps < 6_000_000
+
+
+def test_messages_are_no_longer_than_a_screen() -> None:
+    for text in ("a: 1" + "0" * 60_000, "a: &a {x: 1}\n" + "b: {<<: *a}\n" * 4_000, f"recipe: 1\n{'k' * 60_000}: 2"):
+        with pytest.raises(UsageError) as caught:
+            parse(text, "r.yaml")
+        assert len(str(caught.value)) < 60 * 1100
+        assert str(caught.value).count("\n") <= 51
 
 
 def test_aliases_cannot_multiply(tmp_path: Path) -> None:

@@ -440,6 +440,15 @@ def test_what_a_file_says_about_a_weight_is_not_believed(tmp_path: Path) -> None
     np.testing.assert_allclose(handmade.logits(tmp_path / "out" / "m.onnx"), handmade.logits(sound), rtol=1e-5)
 
 
+def test_a_constant_without_a_name_is_nothing(tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Constant", [], [""], value=weight(model)))
+
+    path = handmade.decoder(tmp_path / "m.onnx", data=None, edit=edit)
+    result = CliRunner().invoke(app, ["run", "tie", str(path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+
+
 def test_odd_divisions_and_attributes_are_read(tmp_path: Path) -> None:
     """A Split with fewer sizes than outputs, and text where another operator has a number."""
     layer = attention_model.Layer().save(tmp_path / "m.onnx")
