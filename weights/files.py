@@ -6,6 +6,8 @@ import os
 import stat
 import sys
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import FileIO
@@ -16,6 +18,10 @@ import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.weights.digest import sha256
+
+_OPEN = 64
+"""Files that a thread keeps open: some exporters write a file for each weight, and a process may open some 1000."""
+_recent = threading.local()
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,14 @@ class DataFile:
                 raise ModelError(f"{self.path}: cannot be read any more ({error.strerror}); {self._advice}") from error
             if not self._is_same(handle):
                 raise ModelError(f"{self.path}: the file was changed during the run; {self._advice}")
+        _close_the_oldest(self)
         return handle
+
+    def close(self) -> None:
+        """Close this thread's handle; the next read opens another."""
+        handle: FileIO | None = self._local.__dict__.pop("handle", None)
+        if handle is not None:
+            handle.close()
 
     def require_unchanged(self) -> None:
         """Compare the file with what it was when the model was loaded.
@@ -140,6 +153,17 @@ else:
     def _read_at(file: FileIO, offset: int, buffer: memoryview) -> int:
         """Read what the file has from `offset` on, or a part of it; return the bytes read."""
         return os.preadv(file.fileno(), (buffer,), offset)
+
+
+def _close_the_oldest(used: DataFile) -> None:
+    """Close the file that this thread has not read for longest where it has more than `_OPEN` open."""
+    files: OrderedDict[int, weakref.ref[DataFile]] = _recent.__dict__.setdefault("files", OrderedDict())
+    files[id(used)] = weakref.ref(used)
+    files.move_to_end(id(used))
+    while len(files) > _OPEN:
+        oldest = files.popitem(last=False)[1]()
+        if oldest is not None:
+            oldest.close()
 
 
 def require_ordinary(path: Path) -> None:

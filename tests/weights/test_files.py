@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnx_tailor.errors import ModelError
@@ -71,3 +72,20 @@ def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
             DataFile.open(path)
     with pytest.raises(ModelError, match=r"cannot be read .No such file or directory.; put it beside the ONNX file"):
         DataFile.open(tmp_path / "missing")
+
+
+def test_a_thread_keeps_few_of_many_files_open(tmp_path: Path) -> None:
+    """torch.onnx writes large models with a file for each weight; a process may have some 1000 open."""
+    files = []
+    for number in range(200):
+        path = tmp_path / str(number)
+        path.write_bytes(bytes([number]))
+        files.append(DataFile.open(path))
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208
+    for _ in range(2):
+        for number, file in enumerate(files):
+            buffer = np.empty(1, np.uint8)
+            file.read_into(0, buffer)
+            assert buffer[0] == number
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 70  # noqa: PTH208

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.load import load
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 
 
@@ -124,3 +125,38 @@ def _field(number: int, content: bytes) -> bytes:
         size >>= 7
     prefix.append(size)
     return bytes(prefix) + content
+
+
+def test_a_file_larger_than_a_protobuf_may_be(tmp_path: Path) -> None:
+    """Weights inside beyond 2 GB, which no other reader takes; a hole in the file stands for them."""
+    size, path = 5 << 29, tmp_path / "large.onnx"
+    rows = size // 4 // 1024
+    tensor = onnx.TensorProto(name="table", data_type=TensorProto.FLOAT, dims=[rows, 1024]).SerializeToString()
+    model = handmade.decoder_proto(layers=1)
+    model.graph.node[0].input[0] = "table"
+    rest = model.graph.SerializeToString()
+    model.ClearField("graph")
+    inner = len(tensor) + 1 + len(_varint(size)) + size
+    head = _tag(5) + _varint(inner) + tensor + _tag(9) + _varint(size)
+    whole = len(head) + size + len(rest)
+    with path.open("wb") as file:
+        file.write(model.SerializeToString() + _tag(7) + _varint(whole) + head)
+        begin = file.tell()
+        file.seek(size, 1)
+        file.write(rest)
+    found = next(each for each in read_skeleton(path).graph.initializer if each.name == "table")
+    entry = {each.key: each.value for each in found.external_data}
+    assert entry == {"location": path.name, "offset": str(begin), "length": str(size)}
+    assert load(path).graph.initializers["table"].const_value.nbytes == size
+
+
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | 2)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
