@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import Matrix, constant_matrix, constant_shape
@@ -127,6 +128,8 @@ def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype
     gemm_inputs: list[ir.Value | None] = [source, table]
     if projection.bias is not None:
         gemm_inputs.append(projection.bias)
+    elif model.opset < 11:  # where a Gemm may not lack its third input
+        gemm_inputs.append(model.constant(ir.tensor(np.zeros(1, dtype.numpy())), f"{name}/no_bias"))
     if rank != 2:
         flat = model.int64s([-1, columns], f"{name}/flat_shape")
         gemm_inputs[0] = model.insert_before(node, "Reshape", [source, flat], name=f"{name}/flatten", dtype=dtype)
@@ -153,6 +156,11 @@ def leading_shape(model: TailorModel, anchor: ir.Node, source: ir.Value, name: s
             anchor, "Shape", [source], attributes=dict(attributes), name=f"{name}/leading", dtype=integers
         )
     whole = model.insert_before(anchor, "Shape", [source], name=f"{name}/dimensions", dtype=integers)
+    if model.opset < 10:
+        bound: dict[str, list[int]] = {"starts": [0], "ends": [-1], "axes": [0]}
+        return model.insert_before(
+            anchor, "Slice", [whole], attributes=dict(bound), name=f"{name}/leading", dtype=integers
+        )
     bounds = [model.int64s([n], f"{name}/{what}") for what, n in (("begin", 0), ("end", -1), ("axis", 0))]
     return model.insert_before(anchor, "Slice", [whole, *bounds], name=f"{name}/leading", dtype=integers)
 

@@ -28,12 +28,12 @@ def require_plain(model: onnx.ModelProto, path: Path) -> None:
         ModelError: a name stands twice among the initializers of one graph, an offset or length is no number, a value
             has two types, or an attribute that is to hold a graph holds none.
     """
-    _require_plain_graph(model.graph, path)
+    _require_plain_graph(model.graph, path, in_function=False)
     for function in model.functions:
-        _require_graphs(function.node, path)
+        _require_graphs(function.node, path, in_function=True)
 
 
-def _require_plain_graph(graph: onnx.GraphProto, path: Path) -> None:
+def _require_plain_graph(graph: onnx.GraphProto, path: Path, *, in_function: bool) -> None:
     seen: set[str] = set()
     for tensor in graph.initializer:
         if tensor.name in seen:
@@ -51,12 +51,17 @@ def _require_plain_graph(graph: onnx.GraphProto, path: Path) -> None:
             raise ModelError(
                 f"{path}: {value.name!r} is an input of one type and an output of another; export it again"
             )
-    _require_graphs(graph.node, path)
+    _require_graphs(graph.node, path, in_function=in_function)
 
 
-def _require_graphs(nodes: Iterable[onnx.NodeProto], path: Path) -> None:
+def _require_graphs(nodes: Iterable[onnx.NodeProto], path: Path, *, in_function: bool) -> None:
     for node in nodes:
         for attribute in node.attribute:
+            if attribute.ref_attr_name and not in_function:
+                raise ModelError(
+                    f"{path}: the attribute {attribute.name} of the {node.op_type} node {node.name or '(no name)'} "
+                    "refers to a function's, but is in none"
+                )
             whole = attribute.type == onnx.AttributeProto.GRAPH
             if whole and (attribute.ref_attr_name or not attribute.HasField("g")):
                 raise ModelError(
@@ -64,7 +69,7 @@ def _require_graphs(nodes: Iterable[onnx.NodeProto], path: Path) -> None:
                 )
             if attribute.type in {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}:
                 for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                    _require_plain_graph(inner, path)
+                    _require_plain_graph(inner, path, in_function=in_function)
 
 
 def require_sound(model: ir.Model, path: Path) -> None:

@@ -44,6 +44,11 @@ def old(model: onnx.ModelProto, folder: Path) -> None:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
 
 
+def oldest(model: onnx.ModelProto, folder: Path) -> None:
+    """The oldest opset that ONNX Runtime takes: a Gemm must have a bias, a Slice has attributes."""
+    model.ir_version, model.opset_import[0].version = 4, 7
+
+
 def new(model: onnx.ModelProto, folder: Path) -> None:
     """The newest opset that ONNX Runtime knows, its newest operators, and 4-bit integers beside."""
     model.ir_version, model.opset_import[0].version = 12, 25
@@ -247,5 +252,19 @@ def names(model: onnx.ModelProto, folder: Path) -> None:
 
 ODD: dict[str, Callable[[onnx.ModelProto, Path], None]] = {
     each.__name__: each
-    for each in (old, new, functions, nested, constants, typed, sparse, described, shared, empty, outputs, names)
+    for each in (
+        old,
+        oldest,
+        new,
+        functions,
+        nested,
+        constants,
+        typed,
+        sparse,
+        described,
+        shared,
+        empty,
+        outputs,
+        names,
+    )
 }

@@ -312,7 +312,10 @@ def _einsum_before_there_was_one(model: onnx.ModelProto) -> None:
     ("edit", "message"),
     [
         (_branch_without_outputs, "the If node if yields more values than the graph in its "),
-        (_branch_that_is_a_reference, "the If node if has no graph in its then_branch"),
+        (
+            _branch_that_is_a_reference,
+            "the attribute then_branch of the If node if refers to a function's, but is in none",
+        ),
         (_function_that_gets_too_little, "lacks an input that it must have"),
         (_mixture_without_experts, "the MoE node moe has 1 inputs and 1 outputs, fewer than"),
         (_einsum_before_there_was_one, "the Einsum node sum lacks the attribute equation"),
