@@ -295,7 +295,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 ENCODERS = frozenset({"bert", "modernbert", "roberta", "distilbert", "electra", "albert"})
 EAGER = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5", "gpt2", "gpt-oss", "gemma2", "gptj", "bloom"})
-WITHOUT_CACHE = frozenset({"lfm2", "falcon", "deepseek-v3"})
+WITHOUT_CACHE = frozenset({"lfm2", "falcon", "deepseek-v3", "bloom"})
 """Decoders whose states are not keys and values of as many heads as the configuration says."""
 SEQ2SEQ = frozenset({"t5", "bart", "whisper", "marian", "m2m100", "mt5"})
 
