@@ -27,7 +27,14 @@ Which exports of which exporters were tied and quantized, and what was checked. 
 
 def write_page(results: dict[str, Any], path: Path) -> None:
     """Write one table for each exporter."""
-    lines = [_HEAD]
+    made = [each for each in results.values() if not each["reason"]]
+    wrong = [each for each in made if any(outcome["failures"] for outcome in each.get("recipes", {}).values())]
+    families = len({each["family"] for each in made})
+    lines = [_HEAD, ""]
+    lines.append(
+        f"**{len(made)} exports of {families} families, {len(wrong)} of them wrong afterwards**; "
+        f"{len(results) - len(made)} more could not be exported, each for the reason given."
+    )
     for exporter in dict.fromkeys(each["exporter"] for each in results.values()):
         own = {name: each for name, each in results.items() if each["exporter"] == exporter}
         versions = next((each["versions"] for each in own.values() if each["versions"]), {})

@@ -21,7 +21,7 @@ from widened import widen
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.graph.heads import QuantizedHead, find_heads
+from onnx_tailor.graph.heads import Head, QuantizedHead, find_heads
 from onnx_tailor.graph.load import load
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.products import find_products
@@ -152,16 +152,20 @@ def _unexplained(after: TailorModel, report: Report) -> list[str]:
 def _tables_differ(before: TailorModel, after: TailorModel) -> Iterator[str]:
     """Yield where the rows that the embedding gathers are not those that the head multiplies by, bit for bit.
 
-    A table of another form that was in the input already is left as it is, with a Skip that says so.
+    A table of another form that was in the input already is left as it is, with a Skip that says so; so is one whose
+    head the input has in float.
     """
-    strange = {found.node.name for found in find_block_tables(before) if not isinstance(found, FoundTable)}
+    float_heads = any(isinstance(head, Head) for head in find_heads(before))
+    strange = {
+        found.node.name for found in find_block_tables(before) if float_heads or not isinstance(found, FoundTable)
+    }
     heads = [head.node for head in find_heads(after) if isinstance(head, QuantizedHead)]
     for table in find_block_tables(after):
         if not isinstance(table, FoundTable):
             if table.node.name not in strange:
                 yield f"{table.node.name}: {table.reason}"
             continue
-        if is_routed(table.ids):  # experts, no tokens
+        if table.node.name in strange or is_routed(table.ids):  # experts are no tokens
             continue
         for head in heads:
             ours = (table.table.codes, table.table.scales, table.table.zero_points)
