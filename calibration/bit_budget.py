@@ -16,7 +16,8 @@ from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.roles import Place
 from onnx_tailor.progress import Progress
-from onnx_tailor.quant import Bits, BlockFormat, dequantize, quantize
+from onnx_tailor.quant import Bits, BlockFormat, dequantize, gptq, quantize
+from onnx_tailor.weights.factors import SharedFactor
 from onnx_tailor.weights.view import Window
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Weighed:
     measured: Form
     """The form in which its group is measured: large enough an error to see, small enough to add up."""
     importance: npt.NDArray[np.float32] | None
+    factor: SharedFactor | None = None
+    """The second moments of its inputs, where gptq will round it."""
 
     @property
     def pattern(self) -> str:
@@ -118,12 +121,13 @@ def measured_costs(weights: Sequence[Weighed], measure: Measure, quantizer: Quan
         measure.divergence(quantizer, {weights[n].pattern: weights[n].measured for n in group.members})
         for group in groups
     ]
-    errors = [{form: _error(each, form) for form in each.formats} for each in weights]
-    parts = share_out(np.array([e[w.measured] for e, w in zip(errors, weights, strict=True)]), groups, found)
+    # What was measured was rounded without gptq; its gain differs from weight to weight, and is known by their errors.
+    plain = [_error(each, each.measured, None) for each in weights]
+    parts = share_out(np.array(plain), groups, found)
     costs = []
-    for each, part, error in zip(weights, parts, errors, strict=True):
-        unit = part / max(error[each.measured], 1e-12)
-        costs.append({form: unit * error[form] for form in each.formats} | {FLOAT: 0.0})
+    for each, part, before in zip(weights, parts, plain, strict=True):
+        unit = part / max(before, 1e-12)
+        costs.append({form: unit * _error(each, form, each.factor) for form in each.formats} | {FLOAT: 0.0})
     return costs
 
 
@@ -176,20 +180,33 @@ def _plan(weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float]], cho
     return Plan({each.pattern: form for each, form in zip(weights, chosen, strict=True)}, total)
 
 
-def _error(each: Weighed, form: Form) -> float:
-    """Return the error of the outputs relative to the outputs, for some rows and inputs that do not correlate."""
+def _error(each: Weighed, form: Form, factor: SharedFactor | None) -> float:
+    """Return the error of the outputs relative to the outputs, for some rows, rounded by gptq if `factor` is given.
+
+    The inputs correlate as is known of them; where nothing is, they do not.
+    """
     fmt = each.formats[form]
     error = total = 0.0
     for view in each.views:
         rows, columns = view.shape
         step = max(_ROWS, rows // _CHUNKS)
-        cost = np.ones(columns) if each.importance is None else each.importance.astype(np.float64)
         for start in range(0, rows, step):
             weight = view.rows(start, min(start + _ROWS, rows)).read().astype(np.float32)
-            value = dequantize(quantize(weight, fmt, "k_quant", each.importance), columns, fmt)
-            error += float(np.sum((value.astype(np.float64) - weight) ** 2 * cost))
-            total += float(np.sum(weight.astype(np.float64) ** 2 * cost))
+            if factor is not None and each.importance is not None:
+                stored = gptq(weight, fmt, factor.get(), each.importance)
+            else:
+                stored = quantize(weight, fmt, "k_quant", each.importance)
+            error += _squares(each, dequantize(stored, columns, fmt) - weight)
+            total += _squares(each, weight)
     return error / total if total else 0.0
+
+
+def _squares(each: Weighed, rows: npt.NDArray[np.float32]) -> float:
+    """Return the sum over `rows` [n, K] of the squares of what they yield."""
+    if each.factor is not None:
+        return float(np.einsum("rk,rk->", rows @ each.factor.get().hessian, rows, dtype=np.float64))
+    cost = 1.0 if each.importance is None else each.importance.astype(np.float64)
+    return float(np.sum(np.square(rows, dtype=np.float64) * cost))
 
 
 def _copy(model: TailorModel) -> TailorModel:

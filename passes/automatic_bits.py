@@ -187,7 +187,9 @@ def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
 
 
 def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: InputData | None) -> Weighed | None:
-    importance = None if data is None else data.choose(candidate, "imatrix").importance
+    method = rule.method or options.method
+    known = None if data is None else data.choose(candidate, method if method in DATA_METHODS else "imatrix")
+    importance = None if known is None else known.importance
     view, (forms, measured) = candidate.matrix.view, _forms(options, rule)
     inside = candidate.stacks[0].tail[1] if candidate.stacks else view.shape[1]
     matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
@@ -200,7 +202,8 @@ def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: Inpu
     columns = None if importance is None else importance.columns
     if measured not in formats:
         return None
-    return Weighed(candidate.name, candidate.place, (matrix,), formats, sizes, measured, columns)
+    factor = None if known is None else known.factor
+    return Weighed(candidate.name, candidate.place, (matrix,), formats, sizes, measured, columns, factor)
 
 
 def _stack(options: Quantize, mixture: Mixture, rule: NodeRule, circumstances: Circumstances) -> Weighed | None:

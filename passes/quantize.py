@@ -50,7 +50,7 @@ class Quantize(Pass):
     method: Preset = "k_quant"
     """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,
     `gptq` also lets the columns of a weight make up for each other. `best` is gptq with float16 scales and, where a
-    goal is given, bits and blocks by measurement. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the
+    goal is given, bits by measurement. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the
     layers."""
     calibration: Path | None = None
     """The file that `onnx-tailor calibrate` made of this model; a relative path starts at the recipe's folder, or,
@@ -145,7 +145,7 @@ class Quantize(Pass):
         goal = parse_goal(self.budget, self.size, self.kl) is not None
         scales = self.scales or "float16"
         if goal:
-            return replace(self, method="gptq", scales=scales, bits="auto", block_size="auto")
+            return replace(self, method="gptq", scales=scales, bits="auto")
         return replace(self, method="gptq", scales=scales)
 
     def methods(self) -> set[str]:

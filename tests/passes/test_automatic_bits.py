@@ -95,9 +95,9 @@ def test_mistakes(source: Path, tmp_path: Path, options: str, message: str) -> N
 
 
 def test_best_is_one_line(source: Path, tmp_path: Path) -> None:
-    """gptq with float16 scales, bits and blocks by measurement; its plan gives the same file."""
+    """gptq with float16 scales and bits by measurement, here with the blocks; its plan gives the same file."""
     plan = tmp_path / "plan.yaml"
-    options = f'method: best, budget: 4.9 bpw, calibration: c.npz, plan: "{plan}"'
+    options = f'method: best, budget: 4.9 bpw, block_size: auto, calibration: c.npz, plan: "{plan}"'
     first = tailor(source, tmp_path / "first", options)
     assert 4.5 < first.after.bits_per_weight <= 4.9
     found = [change.details for each in first.passes if each.name == "quantize" for change in each.changes]
