@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
 from textwrap import dedent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Option", "as_text", "description", "nested", "options", "summary"]
 
-_PLAIN = {bool: "true | false", int: "whole number", float: "number", str: "text", NoneType: "null"}
+_PLAIN = {bool: "true | false", int: "whole number", float: "number", str: "text", Path: "path", NoneType: "null"}
 
 
 @dataclass(frozen=True)
