@@ -66,6 +66,6 @@ def mutated(dice: random.Random) -> bytes:
             case 3:
                 lines[at] = lines[at].lstrip() if dice.random() < 0.5 else indent + lines[at]
             case _:
-                lines += lines[at:] * dice.choice([1, 2, 50])
+                lines = (lines + lines[at:] * dice.choice([1, 2, 50]))[:100_000]
     text = "\n".join(lines)
     return text.encode() if dice.random() < 0.95 else text.encode("utf-16")

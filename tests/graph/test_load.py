@@ -380,7 +380,7 @@ def test_what_only_looks_like_ours_is_left_alone(tmp_path: Path) -> None:
 
     def edit(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid("other", 1))
-        for op_type in ("MatMulNBits", "MoE", "GatherBlockQuantized", "GroupQueryAttention"):
+        for op_type in ("MatMulNBits", "MoE", "GatherBlockQuantized", "GroupQueryAttention", "Gather"):
             model.graph.node.append(helper.make_node(op_type, [], [op_type], domain="other"))
         model.graph.node.append(helper.make_node("MatMul", ["h0", "words"], ["odd"], name="odd"))
 
