@@ -70,10 +70,11 @@ class RemoteFile(DataFile):
         Raises:
             ModelError: the file cannot be read, or became shorter.
         """
-        if len(rows) <= _FEW and rows.nbytes < BLOCK:
-            super().read_rows(offset, step, rows)
-            return
+        few = len(rows) <= _FEW and rows.nbytes < BLOCK
         for index in range(len(rows)):
+            if few:
+                self.read_into(offset + index * step, rows[index])
+                continue
             spool().read_into(self.url, self.size, offset + index * step, rows[index].data.cast("B"), self._fetch)
 
     def require_unchanged(self) -> None:
