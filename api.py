@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from onnx_tailor import pipeline
 from onnx_tailor import recipe as recipes
-from onnx_tailor.graph.load import load as load_graph
+from onnx_tailor.graph.file.load import load as load_graph
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.recipe import Recipe
 from onnx_tailor.remote import Place, place
 
 if TYPE_CHECKING:
-    from onnx_tailor.graph.inspection import Inspection
+    from onnx_tailor.graph.meaning.inspection import Inspection
     from onnx_tailor.graph.model import TailorModel
     from onnx_tailor.progress import Progress
     from onnx_tailor.report import Report

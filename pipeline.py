@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from onnx_tailor import __version__
 from onnx_tailor.cluster.choose import THREADS, executor_of
 from onnx_tailor.errors import ModelError, OptionError, UsageError
-from onnx_tailor.graph.annotations import forget_named_sizes
-from onnx_tailor.graph.heads import Head, QuantizedHead, find_heads
-from onnx_tailor.graph.inspection import Inspection, inspect_model
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.annotations import forget_named_sizes
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.size import measure
+from onnx_tailor.graph.meaning.heads import Head, QuantizedHead, find_heads
+from onnx_tailor.graph.meaning.inspection import Inspection, inspect_model
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.size import measure
 from onnx_tailor.output.arrangement import Client, arrange
 from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.forecast import forecast

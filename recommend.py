@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from onnx_tailor import pipeline
 from onnx_tailor import recipe as recipes
 from onnx_tailor.console.units import size, span
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.packed import Packed, find_packed
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.packing.packed import Packed, find_packed
 from onnx_tailor.targets import DEFAULT, TARGETS, Target
 
 if TYPE_CHECKING:
-    from onnx_tailor.graph.inspection import FileInspection
+    from onnx_tailor.graph.meaning.inspection import FileInspection
     from onnx_tailor.report import Report
 
 __all__ = ["recommend"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_tailor import pipeline, recipe, verify
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
 from onnx_tailor.graph.model import ONNX_DOMAINS, TailorModel
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Report

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
-from onnx_tailor.graph.candidates import find_candidates
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.candidates import find_candidates
 from onnx_tailor.quant import BlockFormat, Quantized, quantize
 from onnx_tailor.quant.quantize import unpack
 from onnx_tailor.weights.pool import workers

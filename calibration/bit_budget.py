@@ -13,8 +13,8 @@ import numpy.typing as npt
 from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.calibration.sensitivity import choose, find_groups, reach, share_out
 from onnx_tailor.errors import ModelError, OptionError
+from onnx_tailor.graph.meaning.roles import Place
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.roles import Place
 from onnx_tailor.progress import Progress
 from onnx_tailor.quant import Bits, BlockFormat, dequantize, gptq, quantize
 from onnx_tailor.weights.factors import SharedFactor

@@ -15,8 +15,8 @@ from onnx_tailor.calibration.capture import capture, groups
 from onnx_tailor.calibration.file import writing
 from onnx_tailor.calibration.inputs import find_inputs, fingerprint
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.candidates import find_candidates
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.candidates import find_candidates
 from onnx_tailor.progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.calibration.inputs import ProjectionInput
 from onnx_tailor.calibration.statistics import InputSums
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.watch import watch
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.watch import watch
 from onnx_tailor.progress import Progress
 
 if TYPE_CHECKING:

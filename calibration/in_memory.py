@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx_tailor.graph.file.watch import serialize, weights_folder
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.watch import serialize, weights_folder
 
 if TYPE_CHECKING:
     from onnx_tailor.verify.session import LanguageModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.report import Skip
 from onnx_tailor.weights.joined import Joined

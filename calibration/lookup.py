@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx_tailor.calibration.file import Calibration, InputStatistics
 from onnx_tailor.calibration.inputs import fingerprint
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 
 
 def statistics(calibration: Calibration, candidate: Candidate) -> tuple[InputStatistics, ...] | str:

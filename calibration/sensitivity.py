@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.graph.roles import Place
+from onnx_tailor.graph.meaning.roles import Place
 
 Form = TypeVar("Form", bound=Hashable)
 """A way to store a weight, as its bits."""

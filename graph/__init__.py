@@ -1,1 +1,1 @@
-"""What a graph means: its table, its head, its projections and layers, and the file it came from."""
+"""The graph that passes edit, and what it means: its file, its tables, its packed projections, its layers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_tailor.graph.model import attribute
-from onnx_tailor.graph.nbits_weight import nbits_nodes
+from onnx_tailor.graph.tables.nbits_weight import nbits_nodes
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_tailor.graph.model import attribute
-from onnx_tailor.graph.read_block_table import FoundTable, Unread
-from onnx_tailor.graph.scales import stored_scales
+from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread
+from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.lint.finding import Finding, Subject
 from onnx_tailor.weights.view import View
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.file.size import weight_tensors
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.nbits_weight import Heads
-from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
-from onnx_tailor.graph.size import weight_tensors
+from onnx_tailor.graph.tables.nbits_weight import Heads
+from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.tensors import WeightTensor
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.heads import head_nodes
+from onnx_tailor.graph.file.size import weight_tensors
+from onnx_tailor.graph.meaning.heads import head_nodes
 from onnx_tailor.graph.model import MICROSOFT, is_op
-from onnx_tailor.graph.size import weight_tensors
-from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 

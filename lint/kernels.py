@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, attribute
-from onnx_tailor.graph.scales import read_type
+from onnx_tailor.graph.tables.scales import read_type
 from onnx_tailor.lint.finding import Finding, Subject
 from onnx_tailor.targets import Kernel
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx_tailor.graph.qdq import find_qdq_weights
+from onnx_tailor.graph.tables.qdq import find_qdq_weights
 from onnx_tailor.lint.finding import Finding, Subject
 
 

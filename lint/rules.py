@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
 from onnx_tailor.lint import (
     accuracy,
     bindings,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx_tailor.graph.block_table import tensor_of
-from onnx_tailor.graph.read_block_table import FoundTable
+from onnx_tailor.graph.tables.block_table import tensor_of
+from onnx_tailor.graph.tables.read_block_table import FoundTable
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
 _MEND = Mend("reshape-dim")

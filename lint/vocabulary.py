@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnx_tailor.graph.heads import Head, find_heads
-from onnx_tailor.graph.nbits_weight import blob_of
-from onnx_tailor.graph.read_block_table import FoundTable
-from onnx_tailor.graph.same_table import same_block_table, same_float_table
-from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.graph.meaning.heads import Head, find_heads
+from onnx_tailor.graph.tables.nbits_weight import blob_of
+from onnx_tailor.graph.tables.read_block_table import FoundTable
+from onnx_tailor.graph.tables.same_table import same_block_table, same_float_table
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 from onnx_tailor.passes.tie_embeddings import Tied, match
 

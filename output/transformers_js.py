@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.graph.file.save import Storage
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
-from onnx_tailor.graph.save import Storage
 from onnx_tailor.output.companions import Companion
 
 CONFIG = "config.json"

@@ -15,9 +15,9 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from onnx_tailor.errors import OutputError, ResumeError
-from onnx_tailor.graph import receipt
+from onnx_tailor.graph.file import receipt
+from onnx_tailor.graph.file.save import Storage, graph_bytes, write_graph
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.save import Storage, graph_bytes, write_graph
 from onnx_tailor.output.arrangement import Arrangement
 from onnx_tailor.output.companions import write_all
 from onnx_tailor.output.digests import Digests, digest

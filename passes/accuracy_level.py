@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import TailorModel, attribute
-from onnx_tailor.graph.nbits_weight import nbits_nodes
+from onnx_tailor.graph.tables.nbits_weight import nbits_nodes
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target

@@ -21,10 +21,10 @@ from onnx_tailor.calibration.goal import Goal, parse_goal
 from onnx_tailor.calibration.sensitivity import find_groups
 from onnx_tailor.calibration.tokens import unseen
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.candidates import Candidate, find_candidates
-from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
+from onnx_tailor.graph.file.size import graph_bytes, measure
+from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
+from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.size import graph_bytes, measure
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData, require_here
 from onnx_tailor.passes.plan_recipe import write_plan
 from onnx_tailor.passes.quantize_mixture import match_mixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.passes.selectors import NodeRule, Setting, first_match
 
 __all__ = ["RULE", "explain"]

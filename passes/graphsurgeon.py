@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.placeholders import from_placeholders, to_placeholders
+from onnx_tailor.graph.file.placeholders import from_placeholders, to_placeholders
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.imported import census, change, imported
 

@@ -10,7 +10,7 @@ from onnx_tailor.calibration import combine
 from onnx_tailor.calibration.file import Calibration, InputStatistics, read
 from onnx_tailor.calibration.lookup import statistics
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.quant import Method

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.pack import pack
-from onnx_tailor.graph.packable import NotPackable, Packable, find_packable
+from onnx_tailor.graph.packing.pack import pack
+from onnx_tailor.graph.packing.packable import NotPackable, Packable, find_packable
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.constants import FLOATS, is_constant
-from onnx_tailor.graph.mixtures import FC1, Mixture, find_mixtures
+from onnx_tailor.graph.file.opset import raise_opset
+from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates, layer_count
+from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
-from onnx_tailor.graph.opset import raise_opset
 from onnx_tailor.graph.projections import match_projection
-from onnx_tailor.graph.stacks import chosen_stack, find_stacks
+from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated

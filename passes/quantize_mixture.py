@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.mixtures import FC1, FC1_BIAS, FC2, FC2_BIAS, FC3, Mixture
+from onnx_tailor.graph.meaning.mixtures import FC1, FC1_BIAS, FC2, FC2_BIAS, FC3, Mixture
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.quant import BlockFormat, Method
 from onnx_tailor.report import Change, Skip

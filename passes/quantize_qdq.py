@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.block_table import BlockTable, gather
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.projections import Projection, match_projection, wrap_gemm
-from onnx_tailor.graph.scales import read_as
+from onnx_tailor.graph.tables.block_table import BlockTable, gather
+from onnx_tailor.graph.tables.scales import read_as
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, describe, widest
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.weights.quantize_job import QuantizeJob

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.block_table import BlockTable, gather
-from onnx_tailor.graph.candidates import Candidate
+from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.projections import Projection, match_projection
-from onnx_tailor.graph.scales import read_as
-from onnx_tailor.graph.stacks import Stack, as_matrices, stack_rows
-from onnx_tailor.graph.tables import Table
+from onnx_tailor.graph.tables.block_table import BlockTable, gather
+from onnx_tailor.graph.tables.scales import read_as
+from onnx_tailor.graph.tables.stacks import Stack, as_matrices, stack_rows
+from onnx_tailor.graph.tables.token_tables import Table
 from onnx_tailor.report import Change
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onnx_tailor.graph.block_table import BlockTable, gather
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
+from onnx_tailor.graph.tables.block_table import BlockTable, gather
+from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.roles import Place
+from onnx_tailor.graph.meaning.roles import Place
 
 Bits = Literal[2, 4, 8]
 Setting = Literal[2, 4, 8, "float", "skip"]

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import Matrix
-from onnx_tailor.graph.heads import NoHead, QuantizedHead, find_heads
+from onnx_tailor.graph.meaning.heads import NoHead, QuantizedHead, find_heads
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, wrap_gemm
-from onnx_tailor.graph.tables import Table, find_tables
+from onnx_tailor.graph.tables.token_tables import Table, find_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.tie_quantized import tie_quantized, unchanged
 from onnx_tailor.report import Change, Skip

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.block_table import BlockTable, gather, tensor_of
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.nbits_weight import Heads, blob_of, nbits_table
-from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.same_table import SameTable, same_block_table, same_float_table
-from onnx_tailor.graph.tables import Table, find_tables
-from onnx_tailor.graph.typed_table import TypedTable, head_of, typed_tables
+from onnx_tailor.graph.tables.block_table import BlockTable, gather, tensor_of
+from onnx_tailor.graph.tables.nbits_weight import Heads, blob_of, nbits_table
+from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.tables.same_table import SameTable, same_block_table, same_float_table
+from onnx_tailor.graph.tables.token_tables import Table, find_tables
+from onnx_tailor.graph.tables.typed_table import TypedTable, head_of, typed_tables
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.packed import NotPacked, Packed, find_packed
-from onnx_tailor.graph.unpack import unpack
+from onnx_tailor.graph.packing.packed import NotPacked, Packed, find_packed
+from onnx_tailor.graph.packing.unpack import unpack
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target

@@ -15,7 +15,7 @@ class Part:
 
     layer: int | None
     role: str
-    """As in `graph.roles`; "table + head" where one weight is both, "other" for norms and biases."""
+    """As in `graph.meaning.roles`; "table + head" where one weight is both, "other" for norms and biases."""
     bits: int
     """Of each weight as it is stored, without its scales."""
     count: int

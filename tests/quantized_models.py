@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.save import plan_storage, write_graph
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.save import plan_storage, write_graph
+from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.progress import Silent
 from onnx_tailor.weights import journal

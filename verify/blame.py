@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.stored_weights import StoredWeight
-from onnx_tailor.graph.watch import let_override, serialize, weights_folder
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.watch import let_override, serialize, weights_folder
+from onnx_tailor.graph.meaning.stored_weights import StoredWeight
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.verify.metrics import divergences
 from onnx_tailor.verify.pairs import Pair, pair_weights

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.graph.constants import Matrix
-from onnx_tailor.graph.stored_weights import Blocks, StoredWeight, stored_weights
+from onnx_tailor.graph.meaning.stored_weights import Blocks, StoredWeight, stored_weights
 from onnx_tailor.weights.tensors import WeightTensor
 
 if TYPE_CHECKING:

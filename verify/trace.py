@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import FLOATS
-from onnx_tailor.graph.landmarks import find_landmarks
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.watch import serialize, watch, weights_folder
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.watch import serialize, watch, weights_folder
+from onnx_tailor.graph.meaning.landmarks import find_landmarks
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.verify.session import LanguageModel
 

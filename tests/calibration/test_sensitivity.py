@@ -12,7 +12,7 @@ from onnx_tailor.calibration.bit_budget import FLOAT, Form, Plan, Weighed, withi
 from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.calibration.sensitivity import Group, choose, reach, share_out
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.roles import Place
+from onnx_tailor.graph.meaning.roles import Place
 
 WEIGHT = st.tuples(st.integers(1, 50), st.floats(0.01, 10), st.floats(0.05, 0.9), st.floats(0.05, 0.9))
 

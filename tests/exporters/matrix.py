@@ -21,13 +21,13 @@ from widened import widen
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.graph.heads import Head, QuantizedHead, find_heads
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.heads import Head, QuantizedHead, find_heads
+from onnx_tailor.graph.meaning.products import find_products
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.products import find_products
 from onnx_tailor.graph.projections import find_projections
-from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.stacks import is_routed
+from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.tables.stacks import is_routed
 from onnx_tailor.report import Report
 from onnx_tailor.verify.metrics import difference, logit_sums
 from onnx_tailor.verify.session import LanguageModel

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto
 from quantized_models import FLOATS, IDS, LAYOUTS, Case, build, convert, feeds, possible, run, weights
 
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
 
 if TYPE_CHECKING:

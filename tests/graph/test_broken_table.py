@@ -12,8 +12,8 @@ from onnx import helper
 from quantized_models import Case, build, feeds, run, weights
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.read_block_table import FoundTable, Unread, find_block_tables
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.report import Change, Skip
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "genai-int4-asymmetric" / "model.onnx"

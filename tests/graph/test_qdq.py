@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_tailor import pipeline
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.qdq import find_qdq_weights
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.tables.qdq import find_qdq_weights
 from onnx_tailor.lint.rules import lint
 
 K, N, BLOCK = 256, 512, 32

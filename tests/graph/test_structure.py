@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from onnx_tailor.graph.heads import head_nodes
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.heads import head_nodes
+from onnx_tailor.graph.meaning.roles import find_places
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.roles import find_places
 
 EXPORTS = Path(__file__).parents[1] / "fixtures" / "exports"
 SEPARATE = ("q", "k", "v", "o", "gate", "up", "down")

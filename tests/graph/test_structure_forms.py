@@ -9,9 +9,9 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
-from onnx_tailor.graph.heads import head_nodes
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.roles import find_places
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.heads import head_nodes
+from onnx_tailor.graph.meaning.roles import find_places
 
 K, V = 16, 40
 _SHAPES = {"W": (K, K), "U": (K, 2 * K), "D": (2 * K, K), "P": (K, 3 * K), "H": (K, V), "T": (V, K)}

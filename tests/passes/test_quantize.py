@@ -12,7 +12,7 @@ from stored import operators, ranges
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.quant import BlockFormat, quantize
 from onnx_tailor.report import Change, Skip

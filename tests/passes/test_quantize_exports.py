@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.heads import QuantizedHead, find_heads
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.heads import QuantizedHead, find_heads
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.passes.reshape_dim import ReshapeDim

@@ -16,9 +16,9 @@ from stored import unpack
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.calibration.bit_budget import FLOAT, Form
-from onnx_tailor.graph.candidates import find_candidates
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.mixtures import find_mixtures
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.candidates import find_candidates
+from onnx_tailor.graph.meaning.mixtures import find_mixtures
 from onnx_tailor.passes.automatic_bits import weigh_all
 from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.passes.quantize import Quantize

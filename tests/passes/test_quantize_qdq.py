@@ -14,8 +14,8 @@ from language_model import Model, ids
 from onnx import TensorProto, helper
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.opset import raise_opset
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.opset import raise_opset
 from onnx_tailor.report import Change, Skip
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from onnx import TensorProto
 from stored import ranges
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.nbits_weight import nbits_nodes, nbits_table
-from onnx_tailor.graph.stored_weights import Blocks, stored_weights
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.stored_weights import Blocks, stored_weights
+from onnx_tailor.graph.tables.nbits_weight import nbits_nodes, nbits_table
 from onnx_tailor.lint.rules import lint
 from onnx_tailor.quant import BlockFormat, dequantize, quantize
 from onnx_tailor.targets import TARGETS, TableForm

@@ -13,8 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.inspection import inspect_model
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.meaning.inspection import inspect_model
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.quant.quantize import dequantize, quantize

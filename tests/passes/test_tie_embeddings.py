@@ -13,8 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_tailor import pipeline, recipe
-from onnx_tailor.graph.load import load
-from onnx_tailor.graph.tables import find_tables
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.passes.tie_embeddings import TieEmbeddings
 from onnx_tailor.report import Change, Report, Skip
 from onnx_tailor.verify.compare import compare

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.load import load
+from onnx_tailor.graph.file.load import load
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 
 

@@ -1,0 +1,1 @@
+"""What each weight is for: heads, layers, roles, and all that reads it."""

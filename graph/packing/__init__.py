@@ -1,0 +1,1 @@
+"""Packed projections: how one is told, divided and put together."""

@@ -1,0 +1,1 @@
+"""Tables of rows: token tables, their quantized layouts, and stacks of experts."""
