@@ -25,6 +25,7 @@ from onnx_tailor.remote import Place, place
 if TYPE_CHECKING:
     from onnx_tailor.graph.meaning.inspection import Inspection
     from onnx_tailor.graph.model import TailorModel
+    from onnx_tailor.output.arrangement import Client
     from onnx_tailor.progress import Progress
     from onnx_tailor.report import Report
     from onnx_tailor.verify import Comparison, Tokens
@@ -51,6 +52,10 @@ def run(
     target: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
+    client: Client | None = None,
+    per_model: bool = False,
+    max_shard_size: int | None = None,
     executor: str = "threads",
     progress: Progress | None = None,
 ) -> Report:
@@ -63,6 +68,10 @@ def run(
         target: what will run the model; wins over the recipe's.
         dry_run: run the passes and report, but write nothing.
         overwrite: replace `out` where it exists.
+        resume: take over what an interrupted run of the same recipe on the same model has finished.
+        client: lay the output out for `transformers.js`.
+        per_model: give each model of a folder a data file of its own.
+        max_shard_size: bytes that no data file exceeds.
         executor: `threads`, or `dask://HOST:PORT` for the workers of a cluster.
         progress: is told about the bytes done.
 
@@ -81,6 +90,10 @@ def run(
         target=target,
         dry_run=dry_run,
         overwrite=overwrite,
+        resume=resume,
+        client=client,
+        per_model=per_model,
+        max_shard_size=max_shard_size,
         executor=executor,
         progress=progress,
     )

@@ -40,6 +40,19 @@ def test_passes_made_in_python_run_as_a_recipe_of_them(tmp_path: Path) -> None:
     assert ot.inspect(tmp_path / "a").files[0].tied["state"] == "tied"
 
 
+def test_the_output_is_laid_out_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = Model().save(tmp_path / "in" / "model.onnx")
+    (tmp_path / "in" / "config.json").write_text("{}")
+    passes = [ot.passes.TieEmbeddings(), ot.passes.Quantize(bits=4)]
+    ot.run(passes, source, tmp_path / "web", client="transformers.js")
+    assert (tmp_path / "web" / "onnx" / "model_q4.onnx").exists()
+    ot.run(passes, source, tmp_path / "shards", max_shard_size=16_384)
+    sizes = [file.stat().st_size for file in (tmp_path / "shards").glob("*.data*")]
+    assert len(sizes) > 1
+    assert max(sizes) <= 16_384
+
+
 def test_errors_are_sentences(tmp_path: Path) -> None:
     source = Model().save(tmp_path / "model.onnx")
     with pytest.raises(ot.UsageError, match=r"^passes:2:1: quantize: pattern 'x' matches no weight"):
