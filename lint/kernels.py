@@ -42,6 +42,21 @@ def releases(subject: Subject) -> Iterator[Finding]:
             yield subject.note("release", node.name, f"no zero points: {subject.target.old_default}")
 
 
+def padded_columns(subject: Subject) -> Iterator[Finding]:
+    """Note the products whose columns do not fill whole blocks, where a build of the target computes those wrongly."""
+    why = subject.target.padded_columns
+    padded = [
+        node
+        for node in _nodes(subject, "MatMulNBits")
+        if why and attribute(node, "K", 0) % max(1, attribute(node, "block_size", 32))
+    ]
+    if padded:
+        first = padded[0]
+        form = f"{attribute(first, 'K', 0)} columns in blocks of {attribute(first, 'block_size', 32)}"
+        what = f"{form}: {why} ({len(padded)} of the file's MatMulNBits)"
+        yield subject.note("padded-columns", first.name, what)
+
+
 def bfloat16(subject: Subject) -> Iterator[Finding]:
     """Name the bfloat16 weights of a target that multiplies none."""
     if subject.target.bfloat16:

@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     table_layouts.wrong_layout,
     table_layouts.device_copies,
     kernels.refused,
+    kernels.padded_columns,
     kernels.bfloat16,
     folded_weights.second_copies,
     vocabulary.untied,

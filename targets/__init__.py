@@ -14,6 +14,10 @@ from typing import Any
 Version = tuple[int, ...]
 
 
+_REASONS = ("ragged_rows", "old_default", "padded_columns", "integer_kernels", "unpacks")
+"""Fields that hold a sentence, or nothing."""
+
+
 @dataclass(frozen=True)
 class TableForm:
     """What decides whether a layout of a quantized table is computed rightly."""
@@ -94,6 +98,8 @@ class Target:
     """Why a table whose rows end inside a block is computed wrongly; "" where it is right."""
     old_default: str = ""
     """What older releases took for the zero point of a table that has none; "" where they were right."""
+    padded_columns: str = ""
+    """Which build of the target multiplies wrongly by rows that end inside a block; "" where none does."""
     repacks: bool = False
     """Weights of products are repacked at load and let go of, so that no folded one stays beside them."""
     integer_kernels: str = ""
@@ -146,7 +152,10 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         one_copy=any(part.get("one_copy", False) for part in parts),
         repacks=all(part.get("repacks", False) for part in parts if "all_of" not in part),
         bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
-        **{name: _first(parts, name) for name in ("ragged_rows", "old_default", "integer_kernels", "unpacks")},
+        **{
+            name: _first(parts, name)
+            for name in ("ragged_rows", "old_default", "padded_columns", "integer_kernels", "unpacks")
+        },
     )
 
 

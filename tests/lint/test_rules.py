@@ -224,6 +224,14 @@ def test_bfloat16_weights(tmp_path: Path) -> None:
     assert not findings(path, "cuda", "bfloat16")
 
 
+def test_columns_that_fill_no_whole_blocks(tmp_path: Path) -> None:
+    (found,) = findings(build(tmp_path, Case(4, k=80)), "webgpu", "padded-columns")
+    assert found.level == "note"
+    assert found.what.startswith("80 columns in blocks of 32: the older WebGPU")
+    assert not findings(build(tmp_path, Case(4, k=96)), "webgpu", "padded-columns")
+    assert not findings(build(tmp_path, Case(4, k=80)), "cpu", "padded-columns")
+
+
 def test_the_oldest_release(tmp_path: Path) -> None:
     (found,) = findings(build(tmp_path, Case(2)), "cpu", "release")
     assert "2 bits needs ONNX Runtime 1.28 or newer" in found.what
