@@ -18,6 +18,7 @@ from onnx_tailor.graph.model import TailorModel, attribute, is_contrib
 from onnx_tailor.graph.tables.nbits_weight import Heads
 from onnx_tailor.graph.tables.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
+from onnx_tailor.graph.tables.same_table import same_float_table
 from onnx_tailor.graph.tables.stacks import chosen_for, is_routed
 from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.graph.tables.typed_table import head_of, typed_tables
@@ -85,6 +86,10 @@ def _tied(model: TailorModel) -> dict[str, str]:
         if head_of(model, typed) is not None:
             return {"state": "equal", "proof": f"two copies, all codes equal, the table's as {typed.dtype}"}
     tables = find_tables(model)
+    for table in tables:
+        same = same_float_table(model, table.matrix.view)
+        if same is not None and same.rounding.same:
+            return {"state": "equal", "proof": f"the quantized head is the float table: {same.proof}"}
     heads = [head for head in find_heads(model) if isinstance(head, Head)]
     for head in heads:
         weight = head.projection.weight

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import Matrix, constant_matrix, is_constant
 from onnx_tailor.graph.model import TailorModel, attribute, is_op
+from onnx_tailor.graph.tables.plain_table import read_plain
 
 _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _CARRY = {
@@ -43,12 +44,13 @@ def find_tables(model: TailorModel) -> list[Table]:
     table with indices of its own.
     """
     tables = []
+    scales = {plain.scales for node in model.nodes() if (plain := read_plain(node)) is not None}
     for node in model.nodes():
         if not is_op(node, "Gather") or attribute(node, "axis", 0) != 0:
             continue
         ids = token_ids(node.inputs[1])
         matrix = constant_matrix(node.inputs[0])
-        if ids is not None and isinstance(matrix, Matrix):
+        if ids is not None and isinstance(matrix, Matrix) and matrix.root not in scales:
             tables.append(Table(node, matrix, ids))
     if len({table.ids for table in tables}) < 2:
         return tables

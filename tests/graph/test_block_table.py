@@ -12,6 +12,7 @@ from quantized_models import FLOATS, IDS, LAYOUTS, Case, build, convert, feeds, 
 
 from onnx_tailor.graph.file.load import load
 from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
 
 if TYPE_CHECKING:
@@ -120,3 +121,12 @@ def test_plain_runs_in_bfloat16(tmp_path: Path, bits: int, symmetric: bool) -> N
     (rows,) = run(path, feeds(case))
     assert np.array_equal(rows, weights(case).values.astype(FLOATS["bfloat16"]).astype(np.float32)[IDS])
     assert found(path).layout == "plain"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_scales_of_a_plain_table_are_no_tokens_rows(tmp_path: Path, symmetric: bool) -> None:
+    case = Case(4, symmetric, v=512, k=96)
+    made = convert(build(tmp_path, case), tmp_path, "plain")
+    model = load(made)
+    assert [found.layout for found in find_block_tables(model) if isinstance(found, FoundTable)] == ["plain"]
+    assert find_tables(model) == []
