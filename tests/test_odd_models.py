@@ -16,6 +16,8 @@ from onnx_tailor.cli import app
 
 IDS = np.arange(12, dtype=np.int64).reshape(2, 6)
 
+VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
 
 def call(*arguments: str | Path) -> str:
     result = CliRunner().invoke(app, [str(each) for each in arguments])
@@ -33,6 +35,8 @@ def outputs(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(params=odd_models.ODD)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "empty" and VERSION < (1, 31):
+        pytest.skip("ONNX Runtime before 1.31 aborts on a weight without elements")
     return odd_models.write(tmp_path / "in" / "model.onnx", request.param)
 
 
