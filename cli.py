@@ -2,7 +2,6 @@
 
 import json
 import signal
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +10,10 @@ import typer
 from onnx_tailor import __version__, recipes
 from onnx_tailor.console import units
 from onnx_tailor.console.arguments import (
+    ClientName,
     LimitOption,
     ReportOption,
+    TargetName,
     TextOption,
     TokenizerOption,
     TokensOption,
@@ -62,23 +63,6 @@ else:
     schemas = lazy("onnx_tailor.console.schema")
 
 __all__ = ["app", "main"]
-
-
-class TargetName(StrEnum):
-    """The targets, named here so that `--help` need not load them."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-    webgpu = "webgpu"
-    wasm = "wasm"
-    dml = "dml"
-    portable = "portable"
-
-
-class ClientName(StrEnum):
-    """The libraries whose folders are laid out in their own way."""
-
-    transformers_js = "transformers.js"
 
 
 app = typer.Typer(

@@ -1,5 +1,6 @@
-"""The options that `verify` and `run --verify` share; loads nothing heavy, so that `--help` need not wait."""
+"""Arguments that commands share; loads nothing heavy, so that `--help` need not wait."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,34 @@ import typer
 
 __all__ = [
     "LIMIT_HELP",
+    "ClientName",
     "LimitOption",
     "ReportOption",
+    "TargetName",
     "TextOption",
     "TokenizerOption",
     "TokensOption",
     "WindowOption",
     "WindowsOption",
 ]
+
+
+class TargetName(StrEnum):
+    """The targets, named here so that `--help` need not load them."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    webgpu = "webgpu"
+    wasm = "wasm"
+    dml = "dml"
+    portable = "portable"
+
+
+class ClientName(StrEnum):
+    """The libraries whose folders are laid out in their own way."""
+
+    transformers_js = "transformers.js"
+
 
 LIMIT_HELP = (
     "At most: kl (mean, nats), kl99, klmax (99th percentile and largest), perplexity (over the reference's), "

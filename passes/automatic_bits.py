@@ -68,7 +68,7 @@ def with_explicit_bits(
     weights = weigh_all(options, candidates, mixtures, rules, data, circumstances)
     if not weights:
         raise OptionError("no weight is left whose bits could be chosen", key=("bits",))
-    own = {each.name: replace(rules.get(s) or NodeRule(), layers=None) for s in everything for each in _of(weights, s)}
+    own = {each.name: replace(rules.get(each) or NodeRule(), layers=None) for each in everything}
     budget = _budget(goal, options, model, weights, candidates, rules)
 
     def quantize(changed: TailorModel, forms: Mapping[str, Form], *, exact: bool = False) -> None:
@@ -96,10 +96,6 @@ def with_explicit_bits(
     if options.plan is not None:
         write_plan(options.plan, explicit, f"{goal} for {model.path.name}", keep_calibration=not own_calibration)
     return explicit
-
-
-def _of(weights: list[Weighed], selectable: Selectable) -> list[Weighed]:
-    return [each for each in weights if each.name == getattr(selectable, "name", None)]
 
 
 def _exactly(options: Quantize, nodes: Mapping[str, Setting | NodeRule]) -> Quantize:

@@ -19,6 +19,10 @@ class Selectable(Hashable, Protocol):
     """What a pattern can name: a weight with its readers, or an operator with its own weights."""
 
     @property
+    def name(self) -> str:
+        """What a person would call it by."""
+
+    @property
     def place(self) -> Place:
         """Layer and role."""
 

@@ -105,3 +105,8 @@ def logits(path: Path, ids: npt.NDArray[np.int64] | None = None) -> npt.NDArray[
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file below `folder`, by name."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def weight(model: onnx.ModelProto, name: str = "lm_head.weight") -> onnx.TensorProto:
+    """Return a stored weight, the head's by default."""
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,7 +149,7 @@ def _compare(ours: LanguageModel, theirs: LanguageModel, tokens: Tokens, done: C
     """Measure one pair; `done` is told of the tokens."""
     common = _common_outputs(ours, theirs)
     sums, differences, worst = _windows(ours, theirs, tokens, common, done)
-    found = Comparison(
+    return Comparison(
         reference=str(ours.path),
         candidate=str(theirs.path),
         tokens=int(tokens.windows.size),
@@ -172,8 +172,8 @@ def _compare(ours: LanguageModel, theirs: LanguageModel, tokens: Tokens, done: C
         only_candidate=tuple(name for name in theirs.outputs if name not in common),
         decode_difference=_decode_difference(theirs, tokens.windows[:1, :_DECODED]),
         decode_difference_reference=_decode_difference(ours, tokens.windows[:1, :_DECODED]),
+        notes=tuple(model.note for model in (ours, theirs) if model.note),  # the last, since any run may bring one
     )
-    return replace(found, notes=tuple(model.note for model in (ours, theirs) if model.note))
 
 
 def _common_outputs(ours: LanguageModel, theirs: LanguageModel) -> tuple[str, ...]:

@@ -48,6 +48,15 @@ _ENCODER = {
     "max_position_embeddings": 128,
     "pad_token_id": 0,
 }
+_GPT = {
+    "vocab_size": VOCABULARY,
+    "n_embd": HIDDEN,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 # family: (class of the model, class of its configuration, options beyond the library's defaults)
@@ -71,19 +80,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "gpt2": (
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": HIDDEN,
-            "n_layer": LAYERS,
-            "n_head": 4,
-            "n_positions": 128,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-    ),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT),
     "gemma3": (
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",
@@ -166,21 +163,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GPTNeoXConfig",
         {**_DECODER, "num_key_value_heads": 4, "tie_word_embeddings": False},
     ),
-    "gptj": (
-        "GPTJForCausalLM",
-        "GPTJConfig",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": HIDDEN,
-            "n_layer": LAYERS,
-            "n_head": 4,
-            "n_positions": 128,
-            "rotary_dim": 8,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "tie_word_embeddings": False,
-        },
-    ),
+    "gptj": ("GPTJForCausalLM", "GPTJConfig", {**_GPT, "rotary_dim": 8, "tie_word_embeddings": False}),
     "opt": (
         "OPTForCausalLM",
         "OPTConfig",
