@@ -17,9 +17,9 @@ def write_figures(page: Path, found: dict[str, Any]) -> None:
         "after": _inspection("OUT/onnx" if "$ onnx-tailor inspect OUT/onnx" in text else "OUT", found["after"]),
         "figures": _table(found),
     }.items():
-        pattern = re.compile(rf"(<!-- {mark}: .*? -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, body=body: f"{match[1]}\n{body}\n\n{match[2]}", text)  # type: ignore[misc]
-        assert count == 1, f"{page} has {count} marks <!-- {mark}: ... -->"
+        places = list(re.finditer(rf"(?<=<!-- {mark}: )(.*? -->\n).*?(?=<!-- end of {mark} -->)", text, re.DOTALL))
+        assert len(places) == 1, f"{page} has {len(places)} marks <!-- {mark}: ... -->"
+        text = f"{text[: places[0].end(1)]}\n{body}\n\n{text[places[0].end() :]}"
     page.write_text(text, encoding="utf-8")
 
 
@@ -56,8 +56,8 @@ def _comparison(each: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("time of a decoded token", "1", f"{each['token_ratio']:.2f}"))
     if each["kl_mean"] is not None:
         if not each["random"]:
-            perplexities = [f"{each[f'perplexity_{which}']:.2f}" for which in ("reference", "candidate")]
-            rows.append(("perplexity", *perplexities))  # type: ignore[arg-type]
+            reference, candidate = each["perplexity_reference"], each["perplexity_candidate"]
+            rows.append(("perplexity", f"{reference:.2f}", f"{candidate:.2f}"))
         rows.append(("KL divergence, mean and largest", "0", f"{each['kl_mean']:.2g}, {each['kl_max']:.2g}"))
         rows.append(("the same most likely token", "", f"{each['top1_agreement']:.1%}"))
     worst = max(each["outputs"], key=lambda output: float(output["max_rel"]))

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,9 +78,9 @@ def _measure(command: list[str]) -> dict[str, object]:
     return {"seconds": round(seconds, 2), "wall": round(wall, 2), "peak_mib": after.ru_maxrss >> 10}
 
 
-def _row(row: dict[str, object], rows: list[dict[str, object]]) -> str:
+def _row(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     first = next(each for each in rows if (each["kind"], each["command"]) == (row["kind"], row["command"]))
-    growth = row["seconds"] / first["seconds"] * first["nodes"] / row["nodes"]  # type: ignore[operator]
+    growth = row["seconds"] / first["seconds"] * first["nodes"] / row["nodes"]
     return (
         f"{row['kind']:8} {row['command']:8} {row['nodes']:7} nodes {row['seconds']:8} s of processor time "
         f"{row['wall']:8} s {row['peak_mib']:6} MiB at most so far, growth {growth:.2f}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onnx import TensorProto
+
 from onnx_tailor.errors import ModelError
 from onnx_tailor.weights.protobuf import read_skeleton
 
 __all__ = ["INPUT", "embedder_of"]
 
 INPUT = "inputs_embeds"
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def embedder_of(decoder: Path) -> Path | None:
@@ -28,4 +31,5 @@ def _embeds(path: Path) -> bool:
         return False
     stored = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in stored]
-    return names == ["input_ids"] and len(graph.output) == 1
+    kinds = [value.type.tensor_type.elem_type for value in graph.output]
+    return names == ["input_ids"] and len(kinds) == 1 and kinds[0] in _FLOATS

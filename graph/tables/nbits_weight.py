@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -85,14 +86,7 @@ def nbits_table(node: ir.Node) -> BlockTable | str:
             continue
         if tensor is None or tensor.dtype != dtype:
             return f"its {what} are no stored {dtype} weight"
-        if tensor.size != _size(shape) or (what == "weight" and tensor.dims != shape):
+        if tensor.size != math.prod(shape) or (what == "weight" and tensor.dims != shape):
             return f"its {what} {list(tensor.dims)} are not {list(shape)}"
-    read_as = read_type(node.inputs[2]) or ir.DataType.FLOAT  # type: ignore[arg-type]  # refused above
+    read_as = read_type(node.inputs[2]) or ir.DataType.FLOAT
     return BlockTable(codes.name or "table", codes, scales, points, rows, columns, bits, block, read_as)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -159,18 +159,19 @@ def read_plain(node: ir.Node) -> PlainRows | None:
     elif _constant(zero) != [1 << bits - 1]:
         return None
     ids = codes.inputs[1]
-    if ids is None or any(g.inputs[1] is not ids or g.inputs[0] is None for g in gathered):
+    operands = [g.inputs[0] for g in gathered if g.inputs[0] is not None]
+    if ids is None or len(operands) != len(gathered) or any(g.inputs[1] is not ids for g in gathered):
         return None
     output = node.outputs[0]
     uses = list(output.uses())
     if len(uses) == 1 and is_op(uses[0].node, "Cast"):  # bfloat16 alone is rounded at the end
         output = uses[0].node.outputs[0]
-    operands = [g.inputs[0] for g in gathered]
     if not _fit(operands, bits):
         return None
     points_read = operands[2] if len(operands) > 2 else None
-    kind = read_type(output) if output is not node.outputs[0] else read_type(node.inputs[0])  # type: ignore[arg-type]
-    return PlainRows(operands[0], operands[1], points_read, kind, ids, bits, output)  # type: ignore[arg-type]  # None has been refused above
+    kind = read_type(output if output is not node.outputs[0] else node.inputs[0]) or operands[1].dtype
+    assert kind is not None  # stored scales have a type
+    return PlainRows(operands[0], operands[1], points_read, kind, ids, bits, output)
 
 
 def _fit(operands: Sequence[ir.Value | None], bits: int) -> bool:

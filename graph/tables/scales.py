@@ -16,8 +16,10 @@ def stored_scales(value: ir.Value | None) -> ir.Value | None:
     return behind(value, "Cast")
 
 
-def read_type(value: ir.Value) -> ir.DataType | None:
+def read_type(value: ir.Value | None) -> ir.DataType | None:
     """Return the type of `value`, also of a Cast's output that the file does not declare."""
+    if value is None:
+        return None
     node = value.producer()
     if node is not None and is_op(node, "Cast"):
         return ir.DataType(node.attributes["to"].as_int())
