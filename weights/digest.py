@@ -7,7 +7,8 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
-_CHUNK = 1 << 20
+_CHUNK = 4 << 20
+"""Bytes between two moments in which the hashing thread needs the interpreter, which others may be holding."""
 
 
 def sha256(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
