@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
+from onnx_tailor.graph.walk import graphs_in, nodes_in
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tensors import WeightTensor
 
@@ -44,11 +45,11 @@ class TailorModel:
 
     def graphs(self) -> list[ir.Graph]:
         """Return the main graph and every subgraph."""
-        return list(self.ir_model.graphs())
+        return [self.graph, *graphs_in(self.graph)]
 
     def nodes(self) -> Iterator[ir.Node]:
         """Iterate over the nodes of all graphs, in topological order of each."""
-        return iter(ir.traversal.RecursiveGraphIterator(self.graph))
+        return nodes_in(self.graph)
 
     @property
     def opset(self) -> int:

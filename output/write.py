@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from onnx_tailor.graph.file import receipt
 from onnx_tailor.graph.file.save import Storage, graph_bytes, write_graph
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.output.arrangement import Arrangement
+from onnx_tailor.output.closing import Closing, flush
 from onnx_tailor.output.companions import write_all
-from onnx_tailor.output.digests import Digests, digest
+from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.work import Work
 from onnx_tailor.progress import Progress
 from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
 from onnx_tailor.weights import journal
 from onnx_tailor.weights.files import DataFile
-from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.tasks import Destination, Executor
 from onnx_tailor.weights.writer import write
 
@@ -36,6 +34,8 @@ kept; what it returns stands in the report."""
 
 _SPARE = 1 << 20
 """Bytes for the report and the folder's own entries."""
+_AMPLE = 64 << 20
+"""Bytes by which no graph grows; where a disk has room for them besides, its bytes need not be counted."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,17 @@ class Job:
 
     def disk_bytes(self) -> int:
         """Return the bytes that the output needs while it is written."""
-        beside = sum(file.path.stat().st_size for file in self.arrangement.companions)
-        return sum(self.file_bytes.values()) + beside + _SPARE
+        return sum(self.file_bytes.values()) + self._other_bytes
+
+    @property
+    def ample_bytes(self) -> int:
+        """More than `disk_bytes`, and known at once: no graph becomes much larger than the files that it was in."""
+        graphs = sum(file.size for file in self.inputs)
+        return graphs + sum(self.storage.plan.files.values()) + self._other_bytes + _AMPLE
+
+    @property
+    def _other_bytes(self) -> int:
+        return sum(file.path.stat().st_size for file in self.arrangement.companions) + _SPARE
 
     def about(self) -> dict[str, Any]:
         """Return what a run that resumes this one must have in common with it."""
@@ -113,18 +122,24 @@ def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, 
         progress.start("writing", job.read_bytes)
         # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job are
         # computed again for the graph, and must be those that belong to the large ones.
-        with threadpool_limits(1, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"), Closing(work.folder, progress) as closing:
             write(job.storage.plan, Destination(models, work.token), progress, notes, job.executor)
-            names = _write_small(job, models, work.folder)
+            progress.start("checking", sum(job.storage.plan.files.values()))
+            data = [job.arrangement.inside(name) for name in job.storage.plan.files]
+            closing.begin(data)
+            graphs, others = _write_small(job, models, work.folder)
+            closing.begin([*graphs, *others])
+            outputs = closing.of([*graphs, *data, *others])
+        progress.finish()
         inputs = digests.of([*(file.path for file in job.inputs), *beside])
     finally:
         notes.close()
     for file in job.inputs:
         file.require_unchanged()
-    report = _final(job, work.folder, names, inputs, progress)
+    report = _final(job, work.folder, inputs, outputs)
     text = json.dumps(report.to_record(), indent=1, ensure_ascii=False, allow_nan=False)
     (work.folder / REPORT).write_text(text + "\n", encoding="utf-8")
-    _flush(work.folder / REPORT)
+    flush(work.folder / REPORT)
     return report
 
 
@@ -148,7 +163,10 @@ def _journal(job: Job, work: Work, *, resume: bool) -> journal.Journal:
 def _require_room(job: Job, work: Work) -> None:
     """Refuse before the first byte what the disk cannot hold; what a resumed run has written already is there."""
     there = sum(file.stat().st_blocks * 512 for file in work.folder.rglob("*") if file.is_file())
-    needed, free = job.disk_bytes() - there, shutil.disk_usage(work.path).free
+    free = shutil.disk_usage(work.path).free
+    if free + there >= job.ample_bytes:
+        return
+    needed = job.disk_bytes() - there
     if needed > free:
         raise OutputError(
             f"{work.path.parent}: the output needs {needed:,} bytes, but the disk has {free:,} left; "
@@ -156,30 +174,23 @@ def _require_room(job: Job, work: Work) -> None:
         )
 
 
-def _write_small(job: Job, models: Path, folder: Path) -> list[str]:
-    """Write graphs into the folder `models` and companions into `folder`; return the names of all files."""
+def _write_small(job: Job, models: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Write graphs into the folder `models` and companions into `folder`; return the names of both from there."""
     for model, store in zip(job.models, job.storage.stores, strict=True):
         _stamp(model, job.report)
         write_graph(model, job.storage, store, models)
-    return [*job.file_bytes, *write_all(job.arrangement.companions, folder)]
+    graphs = [job.arrangement.inside(model.file_name) for model in job.models]
+    return graphs, list(write_all(job.arrangement.companions, folder))
 
 
-def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDigest, ...], progress: Progress) -> Report:
-    names = list(names)
-    progress.start("checking", sum((folder / name).stat().st_size for name in names))
-    files = [folder / name for name in names]
-    with ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(workers()) as pool:
-        flushed = flusher.map(_flush, files)
-        outputs = tuple(pool.map(partial(digest, above=folder, advance=progress.advance), files))
-        assert len(list(flushed)) == len(files)
-    progress.finish()
+def _final(job: Job, folder: Path, inputs: tuple[FileDigest, ...], outputs: tuple[FileDigest, ...]) -> Report:
     beside = {file.name for file in job.arrangement.companions}
     report = job.report
     final = replace(
         report,
         after=replace(report.after, file_bytes=sum(file.bytes for file in outputs if file.name not in beside)),
         passes=tuple(done for m in job.models for done in receipt.with_errors(m, passes_of(m, report))),
-        files=(*names, REPORT),
+        files=(*(file.name for file in outputs), REPORT),
         inputs=inputs,
         outputs=outputs,
     )
@@ -187,12 +198,6 @@ def _final(job: Job, folder: Path, names: Iterable[str], inputs: tuple[FileDiges
         return final
     pairs = [(model.path, folder / job.arrangement.inside(model.file_name)) for model in job.models]
     return replace(final, verified=tuple(job.check(pairs, final)))
-
-
-def _flush(path: Path) -> None:
-    """Let a file reach the disk."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
 
 
 def _stamp(model: TailorModel, report: Report) -> None:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS
+from onnx_tailor.graph.walk import nodes_in
 
 _MICROSOFT: dict[str, tuple[int, tuple[str, ...]]] = {
     "MatMulNBits": (3, ("K", "N", "bits", "block_size", "accuracy_level")),
@@ -46,7 +47,7 @@ def require_forms(graph: ir.Graph | ir.Function, opsets: dict[str, int], path: P
     Raises:
         ModelError: one does not fit.
     """
-    for node in ir.traversal.RecursiveGraphIterator(graph):
+    for node in nodes_in(graph):
         _require_form(node, opsets, path)
 
 

@@ -11,6 +11,7 @@ from onnx_ir.passes import common as ir_passes
 from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.graph.file.forms import require_forms
 from onnx_tailor.graph.model import MICROSOFT
+from onnx_tailor.graph.walk import nodes_in
 
 _LOOKED_FOR = frozenset({"MatMul", "Gemm", "FusedMatMul", "Einsum", "MatMulNBits", "Gather", "GatherBlockQuantized"})
 
@@ -47,7 +48,7 @@ def _agree_on_versions(model: ir.Model, function: ir.Function) -> None:
         common = model.opset_imports.get(domain, own)
         used = {
             node.op_type
-            for node in ir.traversal.RecursiveGraphIterator(function.graph)
+            for node in nodes_in(function)
             if node.domain == domain and node.op_identifier() not in model.functions  # whose versions say nothing
         }
         if own != common and all(_since(op, own, domain) == _since(op, common, domain) != 0 for op in used):
@@ -64,7 +65,7 @@ def _since(op_type: str, version: int, domain: str) -> int:
 
 def _holds(model: ir.Model, function: ir.Function, seen: set[ir.OperatorIdentifier]) -> bool:
     seen.add(function.identifier())
-    for node in ir.traversal.RecursiveGraphIterator(function.graph):
+    for node in nodes_in(function):
         if node.op_type in _LOOKED_FOR:
             return True
         inner = model.functions.get(node.op_identifier())

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.file.forms import require_forms
 from onnx_tailor.graph.model import ONNX_DOMAINS
+from onnx_tailor.graph.walk import inner_graphs, nodes_in
 from onnx_tailor.weights.view import packed_bytes
 
 _MENDED = "GatherBlockQuantized"
@@ -86,7 +87,7 @@ def require_sound(model: ir.Model, path: Path) -> None:
     for graph in whole:
         _require_text([*graph.initializers] if isinstance(graph, ir.Graph) else [], path)
         _require_text([value.name for value in (*graph.inputs, *graph.outputs)], path)
-        for node in ir.traversal.RecursiveGraphIterator(graph):
+        for node in nodes_in(graph):
             _require_text([node.name, node.op_type, node.domain, *(value.name for value in node.outputs)], path)
             _require_text([*node.metadata_props, *node.metadata_props.values()], path)
         require_forms(graph, model.opset_imports, path)
@@ -137,7 +138,7 @@ def _require_few_calls(model: ir.Model, path: Path) -> None:
         while waiting:
             calls = [
                 node.op_identifier()
-                for node in ir.traversal.RecursiveGraphIterator(model.functions[waiting[-1]].graph)
+                for node in nodes_in(model.functions[waiting[-1]])
                 if node.op_identifier() in model.functions
             ]
             unknown = [each for each in calls if each not in sizes]
@@ -163,21 +164,13 @@ def _is_sorted(graph: ir.Graph | ir.Function, seen: set[ir.Value], path: Path) -
                 _require_origin(value, path)
             else:
                 result = False
-        for inner in _graphs_of(node):
+        for inner in inner_graphs(node):
             result = _is_sorted(inner, seen, path) and result
         seen.update(node.outputs)
     for value in graph.outputs:
         if value.producer() is None:
             _require_origin(value, path)
     return result
-
-
-def _graphs_of(node: ir.Node) -> Iterable[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _require_text(names: Iterable[object], path: Path) -> None:
