@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from onnx_tailor.quant.compiled import entry, inlined, kernel
+from onnx_tailor.quant.compiled import inlined, kernel
 from onnx_tailor.quant.grids import rtn
 from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, greater, splat, store, where
 from onnx_tailor.quant.ort_search import no_line, ort_lines, weigh_by_size
@@ -69,12 +69,6 @@ def _groups(shape, block, by_columns):
     return -(-rows // WIDTH) * blocks if by_columns else -(-rows * blocks // WIDTH)
 
 
-@kernel
-def _spots():
-    """Return what `_load` fills, for each lane: number, first element, first column, number of weights of a block."""
-    return np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
-
-
 @inlined
 def _load(group, source, kind, by_columns, shape, block, spots, x):
     """Load a group and fill `spots`. Return how many blocks it has, and what `normalize` says of them."""
@@ -116,73 +110,87 @@ def _finish(x, bounds, scale, zero, lanes, place, width, symmetric, words, resul
         sums[1] += np.float64(results[3 * WIDTH + lane]) * size
 
 
-@entry
-def quantize_tile(digest):
-    """Return the kernel; see `entry`."""
+@kernel
+def quantize_tile(
+    source,
+    kind,
+    by_columns,
+    importance,
+    width,
+    block,
+    symmetric,
+    plan,
+    scale_kind,
+    shape,
+    codes,
+    scales,
+    points,
+    sums,
+    memory,
+):
+    """Quantize a matrix [rows, K] = `shape` whose bytes are `source`, stored by rows or by columns.
 
-    def quantize_tile(
-        source,
-        kind,
-        by_columns,
-        importance,
-        width,
-        block,
-        symmetric,
-        plan,
-        scale_kind,
-        shape,
-        codes,
-        scales,
-        points,
-        sums,
-    ):
-        """Quantize a matrix [rows, K] = `shape` whose bytes are `source`, stored by rows or by columns.
-
-        `kind` and `scale_kind` count as `format.SCALE_TYPES` does. `importance` holds K float32 as bytes, or nothing.
-        A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32; `points` is zero
-        before; `sums` receives squared errors and squared weights.
-        Returns whether every weight is finite; if not, the results are worth nothing.
-        """
-        _ = digest
-        levels = (1 << width) - 1
-        maxq = splat(_F(levels))
-        floats = np.empty((2, 3, block * WIDTH), np.float32)
-        x1, w1, scratch1 = floats[0, 0], floats[0, 1], floats[0, 2]
-        x2, w2, scratch2 = floats[1, 0], floats[1, 1], floats[1, 2]
-        words, results = np.empty(block * width // 32 * WIDTH, np.uint32), np.empty(5 * WIDTH, np.float32)
-        spots1, spots2 = _spots(), _spots()
-        weighted = len(importance) > 0
-        groups = _groups(shape, block, by_columns)
-        for group in range(0, groups, 2):  # in pairs; see `ort_lines`
-            last = min(group + 1, groups - 1)
-            lanes1, bounds1 = _load(group, source, kind, by_columns, shape, block, spots1, x1)
-            lanes2, bounds2 = _load(last, source, kind, by_columns, shape, block, spots2, x2)
-            if any_lane(greater(bounds1[4], bounds2[4]) >= splat(_U(255 << 23))):
-                return False
-            unit1, inverse1, low1, high1, _ = bounds1
-            unit2, inverse2, low2, high2, _ = bounds2
-            if plan.scales == 0:
-                scale1, zero1 = rtn(low1, high1, symmetric, maxq, unit1, inverse1, scale_kind)
-                scale2, zero2 = rtn(low2, high2, symmetric, maxq, unit2, inverse2, scale_kind)
-            else:
-                _weigh(x1, importance, spots1, w1)
-                _weigh(x2, importance, spots2, w2)
-                line1 = line2 = no_line()
-                if not (symmetric or weighted):
-                    line1, line2 = ort_lines((x1, w1, low1, high1, scratch1), (x2, w2, low2, high2, scratch2), levels)
-                scale1, zero1 = search(
-                    x1, w1, low1, high1, line1, plan, symmetric, weighted, levels, unit1, inverse1, scale_kind
-                )
-                scale2, zero2 = search(
-                    x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
-                )
+    `kind` and `scale_kind` count as `format.SCALE_TYPES` does. `importance` holds K float32 as bytes, or nothing.
+    A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32; `points` is zero
+    before; `sums` receives squared errors and squared weights. `memory` is what `workspace` returns.
+    Returns whether every weight is finite; if not, the results are worth nothing.
+    """
+    levels = (1 << width) - 1
+    maxq = splat(_F(levels))
+    floats, words, results, spots = memory
+    x1, w1, scratch1 = floats[0, 0], floats[0, 1], floats[0, 2]
+    x2, w2, scratch2 = floats[1, 0], floats[1, 1], floats[1, 2]
+    spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3]
+    spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3]
+    weighted = len(importance) > 0
+    groups = _groups(shape, block, by_columns)
+    for group in range(0, groups, 2):  # in pairs; see `ort_lines`
+        last = min(group + 1, groups - 1)
+        lanes1, bounds1 = _load(group, source, kind, by_columns, shape, block, spots1, x1)
+        lanes2, bounds2 = _load(last, source, kind, by_columns, shape, block, spots2, x2)
+        if any_lane(greater(bounds1[4], bounds2[4]) >= splat(_U(255 << 23))):
+            return False
+        unit1, inverse1, low1, high1, _ = bounds1
+        unit2, inverse2, low2, high2, _ = bounds2
+        if plan.scales == 0:
+            scale1, zero1 = rtn(low1, high1, symmetric, maxq, unit1, inverse1, scale_kind)
+            scale2, zero2 = rtn(low2, high2, symmetric, maxq, unit2, inverse2, scale_kind)
+        else:
+            _weigh(x1, importance, spots1, w1)
+            _weigh(x2, importance, spots2, w2)
+            line1 = line2 = no_line()
+            if not (symmetric or weighted):
+                line1, line2 = ort_lines((x1, w1, low1, high1, scratch1), (x2, w2, low2, high2, scratch2), levels)
+            scale1, zero1 = search(
+                x1, w1, low1, high1, line1, plan, symmetric, weighted, levels, unit1, inverse1, scale_kind
+            )
+            scale2, zero2 = search(
+                x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
+            )
+        _finish(
+            x1,
+            bounds1,
+            scale1,
+            zero1,
+            lanes1,
+            spots1[0],
+            width,
+            symmetric,
+            words,
+            results,
+            codes,
+            scales,
+            points,
+            sums,
+        )
+        if last > group:
             _finish(
-                x1,
-                bounds1,
-                scale1,
-                zero1,
-                lanes1,
-                spots1[0],
+                x2,
+                bounds2,
+                scale2,
+                zero2,
+                lanes2,
+                spots2[0],
                 width,
                 symmetric,
                 words,
@@ -192,23 +200,4 @@ def quantize_tile(digest):
                 points,
                 sums,
             )
-            if last > group:
-                _finish(
-                    x2,
-                    bounds2,
-                    scale2,
-                    zero2,
-                    lanes2,
-                    spots2[0],
-                    width,
-                    symmetric,
-                    words,
-                    results,
-                    codes,
-                    scales,
-                    points,
-                    sums,
-                )
-        return True
-
-    return quantize_tile
+    return True

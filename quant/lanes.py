@@ -18,7 +18,9 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-WIDTH = 16
+from onnx_tailor.quant import workspace
+
+WIDTH = workspace.WIDTH
 
 _ELEMENTS = {"float32": ir.FloatType(), "uint32": ir.IntType(32), "mask": ir.IntType(1)}
 _INDEX = ir.VectorType(ir.IntType(32), WIDTH)

@@ -1,4 +1,4 @@
-"""Quantize and dequantize matrices; the loops are in `kernels`, compiled at the first use."""
+"""Quantize and dequantize matrices; the loops are in `kernels`, and `machine_code` brings them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.quant.format import SCALE_TYPES, BlockFormat, ErrorSums, Method, NonFiniteError, Quantized
+from onnx_tailor.quant.search_plan import NO_SEARCH, plan
+from onnx_tailor.quant.workspace import workspace
 
 _KINDS = list(SCALE_TYPES.values())
 
@@ -28,9 +30,6 @@ def quantize(
         NonFiniteError: the weight holds a NaN or an infinity.
         ValueError: importance is not K finite values of at least zero.
     """
-    from onnx_tailor.quant import kernels  # numba takes long to import, and most commands never quantize
-    from onnx_tailor.quant.search import NO_SEARCH, plan
-
     rows, k = weight.shape
     source, kind, by_columns = _as_bytes(weight)
     blocks = fmt.blocks(k)
@@ -38,28 +37,31 @@ def quantize(
     scales = np.empty((rows, blocks), np.float32)
     points = np.zeros((rows, fmt.zero_point_row_bytes(k)), np.uint8)
     sums = np.zeros(2)
-    searching = plan(fmt.bits, symmetric=fmt.symmetric, weighted=importance is not None)
-    finite = kernels.quantize_tile(
-        source,
-        kind,
-        by_columns,
-        _checked(importance, k).view(np.uint8),
-        fmt.bits,
-        fmt.block_size,
-        fmt.symmetric,
-        searching if method == "k_quant" else NO_SEARCH,
-        _KINDS.index(fmt.dtype),
-        (rows, k),
-        codes.reshape(-1).view(np.uint32),
-        scales,
-        points,
-        sums,
-    )
+    costs = _checked(importance, k)
+    searching = NO_SEARCH
+    if method == "k_quant":
+        searching = plan(fmt.bits, symmetric=fmt.symmetric, weighted=importance is not None)
+    shape = (fmt.bits, fmt.block_size, fmt.symmetric, _KINDS.index(fmt.dtype), rows, k)
+    tries = (searching.scales, searching.around, searching.near)
+    integers = np.array((source.nbytes, kind, by_columns, costs.nbytes, *shape, *tries), np.int64)
+    steps = np.array((searching.lowest, searching.step, searching.near_step))
+    memory = workspace(fmt.block_size, fmt.bits)
+    finite = _call(source, costs, integers, steps, codes, scales, points, sums, *memory)
     if not finite:
         row, column = map(int, np.argwhere(~np.isfinite(weight.astype(np.float32)))[0])
         raise NonFiniteError(row, column, float(weight[row, column]))
     stored = scales.astype(fmt.dtype, copy=False)
     return Quantized(codes, stored, None if fmt.symmetric else points, ErrorSums(float(sums[0]), float(sums[1])))
+
+
+def _call(*arrays: npt.NDArray[np.generic]) -> bool:
+    """Call the kernel; see `entry`."""
+    from onnx_tailor.quant.machine_code import kernel  # most commands never quantize
+
+    result, error = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    status = kernel()(*(array.__array_interface__["data"][0] for array in (result, error, *arrays)))
+    assert status == 0
+    return bool(result[0])
 
 
 def _as_bytes(weight: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.uint8], int, bool]:
