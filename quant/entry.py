@@ -62,7 +62,7 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
     `integers` are bytes of the source, its kind, whether it lies by columns, bytes of the importance, bits, block size,
     whether it is symmetric, kind of the scales, rows, columns, and those of the plan; `steps` are the plan's others.
     """
-    at, step = _array(integers, (13,)), _array(steps, (3,))
+    at, step = _array(integers, (14,)), _array(steps, (3,))
     width, block, rows, k = at[4], at[5], at[8], at[9]
     blocks, words_each = -(-k // block), block * width // 32
     return np.int64(
@@ -74,7 +74,7 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
             width,
             block,
             at[6] != 0,
-            Plan(step[0], step[1], at[10], at[11], at[12], step[2]),
+            Plan(step[0], step[1], at[10], at[11], at[12], step[2], at[13]),
             at[7],
             (rows, k),
             _array(codes, (rows * blocks * words_each,)),

@@ -11,7 +11,6 @@ multiplication is fused with an addition here, and sums are taken in numpy's ord
 import numpy as np
 
 from onnx_tailor.quant.compiled import inlined, kernel
-from onnx_tailor.quant.grids import better, zero_point
 from onnx_tailor.quant.lanes import WIDTH, at_least_zero, fabs, lesser_size, load, rint, splat, sqrt, store, where
 
 _F = np.float32
@@ -138,7 +137,7 @@ def _line_error(x, w, codes, scale, minimum):
 def no_line():
     """Return something of the type of each of the results of `ort_lines`."""
     none = splat(_F(0))
-    return none, none, (none, none, none, none)
+    return none, none
 
 
 @inlined
@@ -161,15 +160,6 @@ def _fit(sums, always):
 
 
 @inlined
-def _round(top, line, sums, always, maxq):
-    """Return the better of `top` and the codes that have these sums, with the line's zero point rounded."""
-    total, square, dot = sums
-    sum_w, sum_x, _ = always
-    zero = zero_point(line[1], line[0], maxq)
-    return better(top, (dot - zero * sum_x, square - zero * (total + total - zero * sum_w)), line[0], zero)
-
-
-@inlined
 def _end(state, error, line):
     """Return the better of two (error, scale, minimum); the first if equal."""
     improves = error < state[0]
@@ -181,15 +171,13 @@ def ort_lines(first, second, levels):
     """Follow ONNX Runtime's k-quant, in each of two groups of blocks, until it rounds the zero point.
 
     A group is (x, w, low, high, scratch space for as many numbers as x has). While one group waits for the end of a
-    sum, the processor works on the other. Returns of each group the line's scale and minimum, and of all codes on the
-    way those that are best when the zero point is rounded: (dot, square, scale, zero) as in `grids.better`.
+    sum, the processor works on the other. Returns of each group the line's scale and minimum.
     """
     maxq = splat(_F(levels))
     x1, w1, low1, high1, codes1 = first
     x2, w2, low2, high2, codes2 = second
     always1, state1 = _begin(x1, w1, low1, high1, maxq, codes1)
     always2, state2 = _begin(x2, w2, low2, high2, maxq, codes2)
-    top1 = top2 = (splat(_F(0)), splat(_F(1)), splat(_F(0)), splat(_F(0)))
     for step in range(_STEPS):
         factor = splat(_F(-1 + 0.1 * step + levels))
         sums1 = _encode(x1, w1, factor / (high1 - state1[2]), state1[2], maxq, codes1)
@@ -197,6 +185,5 @@ def ort_lines(first, second, levels):
         line1, line2 = _fit(sums1, always1), _fit(sums2, always2)
         error1 = _line_error(x1, w1, codes1, line1[0], line1[1])
         error2 = _line_error(x2, w2, codes2, line2[0], line2[1])
-        top1, top2 = _round(top1, line1, sums1, always1, maxq), _round(top2, line2, sums2, always2, maxq)
         state1, state2 = _end(state1, error1, line1), _end(state2, error2, line2)
-    return (state1[1], state1[2], top1), (state2[1], state2[2], top2)
+    return (state1[1], state1[2]), (state2[1], state2[2])

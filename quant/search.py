@@ -16,6 +16,7 @@ from onnx_tailor.quant.lanes import (
     greater,
     lesser,
     load,
+    rint,
     splat,
     store,
     where,
@@ -53,16 +54,21 @@ def _judge(best, x, w, scale, zero, maxq, unit, inverse, kind):
 
 
 @kernel
-def _scan(x, w, span, center, plan, symmetric, maxq):
-    """Return the best (dot, square, scale, zero) of the plan's scales; symmetric grids take them with both signs."""
-    top = (splat(_F(0)), splat(_F(1)), span, center)
+def _scan(x, w, span, middle, plan, symmetric, maxq):
+    """Return the best (dot, square, scale, zero) of the plan's scales; symmetric grids take them with both signs.
+
+    Where a grid is not symmetric, the middle of its values is to lie near the `middle` of the block's range.
+    """
+    half = maxq * splat(_F(0.5))
+    zero = half + splat(_F(0.5))
+    top = (splat(_F(0)), splat(_F(1)), span, zero)
     for turn in range(2 if symmetric else 2 * plan.around + 1):
-        zero = center
-        if not symmetric:
-            zero = lesser(greater(center + splat(_F(turn - plan.around)), splat(_F(0))), maxq)
         for t in range(plan.scales):
             factor = plan.lowest + plan.step * t
             scale = span * splat(_F(-factor if symmetric and turn else factor))
+            if not symmetric:
+                zero = rint(half - middle / scale) + splat(_F(turn - plan.around))
+                zero = lesser(greater(zero, splat(_F(0))), maxq)
             top = better(top, merit(x, w, scale, zero, maxq), scale, zero)
     return top
 
@@ -74,7 +80,7 @@ def _scan_near(top, x, w, plan, symmetric, maxq):
     zeros = greater(center - splat(_F(1)), splat(_F(0))), center, lesser(center + splat(_F(1)), maxq)
     for t in range(-plan.near, plan.near + 1):
         scale = middle * splat(_F(1.0 + plan.near_step * t))
-        if symmetric:
+        if symmetric or not plan.beside:
             top = better(top, merit(x, w, scale, center, maxq), scale, center)
         else:
             first, second, third = merits(x, w, scale, zeros, maxq)
@@ -99,14 +105,12 @@ def search(x, w, low, high, line, plan, symmetric, weighted, levels, unit, inver
     if symmetric:
         largest = greater(-low, high)
         best = _judge(best, x, w, largest / (half - splat(_F(0.5))), half, maxq, unit, inverse, kind)
-        top = _scan(x, w, largest / half, half, plan, symmetric, maxq)
+        top = _scan(x, w, largest / half, high, plan, symmetric, maxq)
     else:
-        start = lesser(low, splat(_F(0)))
-        span = (greater(high, splat(_F(0))) - start) / maxq
-        top = _scan(x, w, span, zero_point(start, span, maxq), plan, symmetric, maxq)
+        start, stop = lesser(low, splat(_F(0))), greater(high, splat(_F(0)))
+        top = _scan(x, w, (stop - start) / maxq, (start + stop) * splat(_F(0.5)), plan, symmetric, maxq)
         if not weighted:
-            scale, minimum, seen = line
-            top = better(top, (seen[0], seen[1]), seen[2], seen[3])
+            scale, minimum = line
             zero = zero_point(minimum, scale, maxq)
             top = better(top, merit(x, w, scale, zero, maxq), scale, zero)
             best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)

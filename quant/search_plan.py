@@ -15,14 +15,16 @@ class Plan(NamedTuple):
     scales: int
     """Number of multiples."""
     around: int
-    """Zero points to either side of that of the block's range; none where the grid is symmetric."""
+    """Zero points to either side of the one that centres the grid; none where the grid is symmetric."""
     near: int
-    """Then, around the best: scales to either side, with the zero point and its two neighbours."""
+    """Then, around the best: scales to either side."""
     near_step: float
     """From one of these to the next, as a part of the scale."""
+    beside: int
+    """With these, zero points to either side: one or none; none where the grid is symmetric."""
 
 
-NO_SEARCH = Plan(0.0, 0.0, 0, 0, 0, 0.0)
+NO_SEARCH = Plan(0.0, 0.0, 0, 0, 0, 0.0, 0)
 """Plain rounding."""
 
 
@@ -34,9 +36,9 @@ def plan(width: int, *, symmetric: bool, weighted: bool) -> Plan:
     matter little. With 8 bits every scale near that of the range is as good as its neighbours: more tries, more luck.
     """
     if width == 8:
-        return Plan(0.96, 0.06 / 11, 12, 0, 3, 0.001)
+        return Plan(0.96, 0.06 / 11, 12, 0, 3, 0.001, 1)
     if symmetric:
-        return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03)
+        return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02, 0) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03, 0)
     if weighted:
-        return Plan(0.6, 0.48 / 7, 8, 2, 2, 0.025) if width == 4 else Plan(0.4, 0.9 / 15, 16, 1, 2, 0.025)
-    return Plan(0.9, 0.06, 4, 0, 2, 0.02) if width == 4 else Plan(0.7, 0.4 / 9, 10, 0, 2, 0.02)
+        return Plan(0.62, 0.06, 11, 1, 2, 0.02, 0) if width == 4 else Plan(0.36, 0.064, 16, 1, 2, 0.03, 1)
+    return Plan(0.94, 0.08, 3, 0, 2, 0.02, 0) if width == 4 else Plan(0.7, 0.05, 10, 0, 2, 0.025, 1)
