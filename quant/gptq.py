@@ -79,7 +79,7 @@ class _Grid:
         from onnx_tailor.quant import gptq_kernels as kernels  # numba takes long to import
 
         order, upper, size = self._factor.order, self._factor.upper, np.int64(self._fmt.block_size)
-        work = self._weight[:, order]
+        work = np.take(self._weight, order, axis=1)  # by rows; indexing would leave it by columns
         rows, k = work.shape
         for start in range(0, k, _PANEL):
             stop = min(start + _PANEL, k)
