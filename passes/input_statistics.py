@@ -37,7 +37,7 @@ class InputData:
 
     calibration: Calibration
     _cache: FactorCache = field(default_factory=FactorCache)
-    _factors: dict[tuple[InputStatistics, ...], SharedFactor] = field(default_factory=dict)
+    _factors: dict[tuple[tuple[InputStatistics, ...], float], SharedFactor] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | None, methods: set[str]) -> InputData | None:
@@ -68,14 +68,16 @@ class InputData:
         found = statistics(self.calibration, candidate)
         if isinstance(found, str):
             return Choice("k_quant", remark=f"{method} is not possible: {found}")
-        importance = Importance(combine.importance(found))
+        spread = combine.EMBEDDED if candidate.tables else 0.0
+        importance = Importance(combine.importance(found, spread))
         remark = "random tokens; a text is better" if self.calibration.random else ""
         if method == "imatrix":
             return Choice("k_quant", importance, remark=remark)
-        if found not in self._factors:
-            load = partial(combine.hessian, found)
-            self._factors[found] = SharedFactor(found[0].name, found, load, self._cache)
-        return Choice("gptq", importance, self._factors[found], remark)
+        key = (found, spread)
+        if key not in self._factors:
+            load = partial(combine.hessian, found, spread)
+            self._factors[key] = SharedFactor(found[0].name, key, load, self._cache)
+        return Choice("gptq", importance, self._factors[key], remark)
 
 
 def require_here(model: TailorModel) -> None:

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info
 
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.calibration.calibrate import calibrate
+from onnx_tailor.calibration.combine import EMBEDDED
 from onnx_tailor.calibration.file import read
 from onnx_tailor.calibration.tokens import choose
 from onnx_tailor.errors import ModelError, UsageError
@@ -51,20 +52,28 @@ def changes(report: Report) -> dict[str, Change]:
     return {change.where: change for each in report.passes if each.name == "quantize" for change in each.changes}
 
 
-def test_imatrix_weighs_each_column_by_its_mean_square(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weight", "spread"), [("layers.1.mlp.down_proj", 0.0), ("table", EMBEDDED)])
+def test_imatrix_weighs_each_column_by_its_mean_square(
+    source: Path, tmp_path: Path, weight: str, spread: float
+) -> None:
+    """A tied table is read as an embedding too, where all columns count."""
     report = tailor(source, tmp_path / "out", "method: imatrix, calibration: c.npz")
     assert {change.details["method"] for change in changes(report).values()} == {"imatrix"}
     mean = read(source.with_name("c.npz")).inputs
-    name = "/model/layers.1/mlp/down_proj/MatMul"
-    (stored,) = [each for each in operators(tmp_path / "out" / "model.onnx", "MatMulNBits") if each.node.name == name]
-    weight = Model(vocabulary=300).values()["layers.1.mlp.down_proj"]
+    values = Model(vocabulary=300).values()[weight]
+    stored = next(
+        each
+        for each in operators(tmp_path / "out" / "model.onnx", "MatMulNBits")
+        if each.operands[0].shape[0] == len(values)
+        if weight == "table" or each.node.name == "/model/layers.1/mlp/down_proj/MatMul"
+    )
     (key,) = [key for key, each in mean.items() if key in stored.node.input]
     squares = mean[key].mean_square().astype(np.float64)
     expected = quantize(
-        weight,
+        values,
         BlockFormat(4, 32, symmetric=False, scale_dtype="float32"),
         "k_quant",
-        (squares + 1e-3 * squares.mean()).astype(np.float32),
+        (squares + (1e-3 + spread) * squares.mean()).astype(np.float32),
     )
     assert np.array_equal(stored.operands[0], expected.codes)
     assert np.array_equal(stored.operands[1], expected.scales)
