@@ -62,7 +62,7 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
     `integers` are bytes of the source, its kind, whether it lies by columns, bytes of the importance, bits, block size,
     whether it is symmetric, kind of the scales, rows, columns, and those of the plan; `steps` are the plan's others.
     """
-    at, step = _array(integers, (14,)), _array(steps, (3,))
+    at, step = _array(integers, (15,)), _array(steps, (3,))
     width, block, rows, k = at[4], at[5], at[8], at[9]
     blocks, words_each = -(-k // block), block * width // 32
     return np.int64(
@@ -74,7 +74,7 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
             width,
             block,
             at[6] != 0,
-            Plan(step[0], step[1], at[10], at[11], at[12], step[2], at[13]),
+            Plan(step[0], step[1], at[10], at[11], at[12], step[2], at[13], at[14]),
             at[7],
             (rows, k),
             _array(codes, (rows * blocks * words_each,)),
@@ -82,7 +82,7 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
             _array(points, (rows, -(-blocks * width // 8))),
             _array(sums, (2,)),
             (
-                _array(floats, (2, 3, block * WIDTH)),
+                _array(floats, (2, 2, block * WIDTH)),
                 _array(words, (words_each * WIDTH,)),
                 _array(results, (5 * WIDTH,)),
                 _array(spots, (2, 4, WIDTH)),

@@ -8,7 +8,8 @@ import numpy as np
 from onnx_tailor.quant.compiled import inlined, kernel
 from onnx_tailor.quant.grids import rtn
 from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, greater, splat, store, where
-from onnx_tailor.quant.ort_search import no_line, ort_lines, weigh_by_size
+from onnx_tailor.quant.ort_search import no_line, ort_lines
+from onnx_tailor.quant.ort_sums import weigh_by_size
 from onnx_tailor.quant.search import search, weigh_by_importance
 from onnx_tailor.quant.tiles import encode, load_columns, load_rows, normalize
 
@@ -138,8 +139,7 @@ def quantize_tile(
     levels = (1 << width) - 1
     maxq = splat(_F(levels))
     floats, words, results, spots = memory
-    x1, w1, scratch1 = floats[0, 0], floats[0, 1], floats[0, 2]
-    x2, w2, scratch2 = floats[1, 0], floats[1, 1], floats[1, 2]
+    x1, w1, x2, w2 = floats[0, 0], floats[0, 1], floats[1, 0], floats[1, 1]
     spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3]
     spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3]
     weighted = len(importance) > 0
@@ -160,7 +160,7 @@ def quantize_tile(
             _weigh(x2, importance, spots2, w2)
             line1 = line2 = no_line()
             if not (symmetric or weighted):
-                line1, line2 = ort_lines((x1, w1, low1, high1, scratch1), (x2, w2, low2, high2, scratch2), levels)
+                line1, line2 = ort_lines((x1, w1, low1, high1), (x2, w2, low2, high2), levels)
             scale1, zero1 = search(
                 x1, w1, low1, high1, line1, plan, symmetric, weighted, levels, unit1, inverse1, scale_kind
             )

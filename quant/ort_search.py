@@ -1,8 +1,7 @@
-"""ONNX Runtime's k-quant, operation by operation, so that the search knows where it ends.
+"""ONNX Runtime's k-quant, followed to the last bit, so that the search knows where it ends.
 
 onnxruntime/python/tools/quantization/neural_compressor/weight_only.py, after llama.cpp's make_qkx2_quants. It chooses
-among lines scale * code + minimum by float32 sums, and where two are nearly as good the last bit decides; hence no
-multiplication is fused with an addition here, and sums are taken in numpy's order.
+among lines scale * code + minimum by float32 sums, and where two are nearly as good the last bit decides.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -11,126 +10,14 @@ multiplication is fused with an addition here, and sums are taken in numpy's ord
 import numpy as np
 
 from onnx_tailor.quant.compiled import inlined, kernel
-from onnx_tailor.quant.lanes import WIDTH, at_least_zero, fabs, lesser_size, load, rint, splat, sqrt, store, where
+from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, greater, splat, where
+from onnx_tailor.quant.ort_error import error_range, exact_error, roundings
+from onnx_tailor.quant.ort_sums import clipped, rounded, sum_codes, sum_weights
 
 _F = np.float32
 _STEPS = 20
-_CHAINS = 8
-_RUN = 128
-"""numpy sums up to 128 numbers in 8 chains, whose ends it adds in pairs; more in halves."""
-_HALF = 4
-"""Chains at a time, so that all sums of `_encode` stay in registers."""
-
-
-@inlined
-def _square(x, i, part):
-    """Add x^2."""
-    value = load(x, i * WIDTH)
-    return part + value * value
-
-
-@kernel
-def weigh_by_size(x, w):
-    """Fill `w` with what an error of each weight costs where nothing is known: rms(block) + |x|, as in llama.cpp."""
-    n = len(x) // WIDTH
-    total = splat(_F(0))
-    for run in range(0, n, _RUN):
-        ends = splat(_F(0))
-        for half in range(0, _CHAINS, _HALF):
-            a = b = c = d = splat(_F(0))
-            for i in range(run + half, min(run + _RUN, n), _CHAINS):
-                a, b, c, d = _square(x, i, a), _square(x, i + 1, b), _square(x, i + 2, c), _square(x, i + 3, d)
-            ends = ends + ((a + b) + (c + d))
-        total = total + ends
-    rms = sqrt(total / splat(_F(n)))
-    for i in range(0, len(x), WIDTH):
-        store(w, i, rms + fabs(load(x, i)))
-
-
-@inlined
-def _weight(x, w, i, parts):
-    """Add w and w * x."""
-    weight = load(w, i * WIDTH)
-    return parts[0] + weight, parts[1] + weight * load(x, i * WIDTH)
-
-
-@kernel
-def _sum_weights(x, w):
-    """Return the sums of w and of w * x."""
-    n = len(x) // WIDTH
-    none = splat(_F(0))
-    sum_w = sum_x = none
-    for run in range(0, n, _RUN):
-        ends_w = ends_x = none
-        for half in range(0, _CHAINS, _HALF):
-            a = b = c = d = (none, none)
-            for i in range(run + half, min(run + _RUN, n), _CHAINS):
-                a, b = _weight(x, w, i, a), _weight(x, w, i + 1, b)
-                c, d = _weight(x, w, i + 2, c), _weight(x, w, i + 3, d)
-            ends_w = ends_w + ((a[0] + b[0]) + (c[0] + d[0]))
-            ends_x = ends_x + ((a[1] + b[1]) + (c[1] + d[1]))
-        sum_w, sum_x = sum_w + ends_w, sum_x + ends_x
-    return sum_w, sum_x
-
-
-@inlined
-def _code(x, w, i, inverse, minimum, maxq, codes, parts):
-    """Write one code; add w * code, w * code^2 and w * code * x."""
-    value = load(x, i * WIDTH)
-    code = rint(lesser_size(at_least_zero(inverse * (value - minimum)), maxq))
-    store(codes, i * WIDTH, code)
-    weighted = load(w, i * WIDTH) * code
-    return parts[0] + weighted, parts[1] + weighted * code, parts[2] + weighted * value
-
-
-@inlined
-def _encode(x, w, inverse, minimum, maxq, codes):
-    """Write the codes round((x - minimum) * inverse); return the sums of w * code, w * code^2 and w * code * x."""
-    n = len(x) // WIDTH
-    none = splat(_F(0))
-    total = square = dot = none
-    for run in range(0, n, _RUN):
-        ends = (none, none, none)
-        for half in range(0, _CHAINS, _HALF):
-            a = b = c = d = (none, none, none)
-            for i in range(run + half, min(run + _RUN, n), _CHAINS):
-                a = _code(x, w, i, inverse, minimum, maxq, codes, a)
-                b = _code(x, w, i + 1, inverse, minimum, maxq, codes, b)
-                c = _code(x, w, i + 2, inverse, minimum, maxq, codes, c)
-                d = _code(x, w, i + 3, inverse, minimum, maxq, codes, d)
-            ends = (
-                ends[0] + ((a[0] + b[0]) + (c[0] + d[0])),
-                ends[1] + ((a[1] + b[1]) + (c[1] + d[1])),
-                ends[2] + ((a[2] + b[2]) + (c[2] + d[2])),
-            )
-        total, square, dot = total + ends[0], square + ends[1], dot + ends[2]
-    return total, square, dot
-
-
-@inlined
-def _rest(x, w, codes, i, scale, minimum, part):
-    """Add the weighted error of one code."""
-    rest = (scale * load(codes, i * WIDTH) + minimum) - load(x, i * WIDTH)
-    return part + load(w, i * WIDTH) * (rest * rest)
-
-
-@inlined
-def _line_error(x, w, codes, scale, minimum):
-    """Return the weighted error of the line scale * code + minimum."""
-    n = len(x) // WIDTH
-    error = splat(_F(0))
-    for run in range(0, n, _RUN):
-        ends = splat(_F(0))
-        for half in range(0, _CHAINS, _HALF):
-            a = b = c = d = splat(_F(0))
-            for i in range(run + half, min(run + _RUN, n), _CHAINS):
-                a = _rest(x, w, codes, i, scale, minimum, a)
-                b = _rest(x, w, codes, i + 1, scale, minimum, b)
-                c = _rest(x, w, codes, i + 2, scale, minimum, c)
-                d = _rest(x, w, codes, i + 3, scale, minimum, d)
-            ends = ends + ((a + b) + (c + d))
-        error = error + ends
-    return error
+_PAST = 15
+"""The first step whose factor may round to more than the greatest code."""
 
 
 @inlined
@@ -141,49 +28,122 @@ def no_line():
 
 
 @inlined
-def _begin(x, w, low, high, maxq, codes):
-    """Return what all steps need (sums of w and w * x, `high`), and the state before them, as `_end` returns it."""
-    inverse = maxq / (high - low)
-    scale = splat(_F(1)) / inverse
-    _encode(x, w, inverse, low, maxq, codes)
-    sum_w, sum_x = _sum_weights(x, w)
-    return (sum_w, sum_x, high), (_line_error(x, w, codes, scale, low), scale, low)
-
-
-@inlined
 def _fit(sums, always):
     """Return the least-squares scale and minimum for codes with these sums."""
-    total, square, dot = sums
-    sum_w, sum_x, _ = always
+    total, square, dot, _ = sums
+    sum_w, sum_x = always[0], always[1] * splat(_F(0.5))
     determinant = sum_w * square - total * total
     return (sum_w * dot - sum_x * total) / determinant, (square * sum_x - total * dot) / determinant
 
 
 @inlined
-def _end(state, error, line):
-    """Return the better of two (error, scale, minimum); the first if equal."""
-    improves = error < state[0]
-    return where(improves, error, state[0]), where(improves, line[0], state[1]), where(improves, line[1], state[2])
+def _begin(x, w, low, high, maxq):
+    """Return what all steps need of a group, and the state before them.
+
+    A state is the best line so far (between what two values its error lies; scale and minimum; its sum of w * code; the
+    grid, as (inverse, minimum), that gave its codes), and the inverse of the last step that, from that line's minimum,
+    led to the same line and sum again, or 0. All such steps give the same codes, since these grow with the inverse (the
+    factor), but perhaps not those of the line: the least error of both is what ONNX Runtime goes on with.
+    """
+    sum_w, sum_x = sum_weights(x, w)
+    largest = greater(-low, high)
+    always = sum_w, sum_x + sum_x, largest, roundings(sum_w, largest, maxq, len(x) // WIDTH)
+    grid = maxq / (high - low), low
+    sums = sum_codes(x, w, grid, maxq, clipped)
+    line = splat(_F(1)) / grid[0], low
+    error = error_range(sums, line, (high - low) / maxq, low, always, maxq)
+    return always, ((error, line, sums[0], grid), splat(_F(0)))
+
+
+@inlined
+def _grid(factor, high, state):
+    """Return the grid that lays codes 0 to `factor` over the range from the best line's minimum on."""
+    minimum = state[0][1][1]
+    return factor / (high - minimum), minimum
+
+
+@inlined
+def _cut_off(grid, low):
+    """Return where the grid cuts off the least weight; not where places are no numbers, and codes neither."""
+    inverse, minimum = grid
+    return (inverse * (low - minimum) < splat(_F(-0.5))) | (inverse < splat(_F(0)))
+
+
+@inlined
+def _try(sums, grid, step, always, maxq):
+    """Return the line for the codes that a grid of this step gives, as a state holds it."""
+    line = _fit(sums, always)
+    return error_range(sums, line, step, grid[1], always, maxq), line, sums[0], grid
+
+
+@inlined
+def _verdict(found, state):
+    """Return where a line is surely better, where it is the best once more, and where none of this nor the opposite."""
+    error, line, total, _ = found
+    best, best_line, best_total, _ = state[0]
+    improves = error[1] < best[0]
+    same = (line[0] == best_line[0]) & (line[1] == best_line[1]) & (total == best_total)
+    return improves, same, (best[1] >= error[0]) & ~(improves | same)
+
+
+@kernel
+def _settle(x, w, line, grid, again, found, found_grid, maxq):
+    """Return where the line found is better than that of a state, by errors to the last bit."""
+    error = exact_error(x, w, grid, line, maxq)
+    twin = fabs(again) > splat(_F(0))
+    if any_lane(twin):
+        other = exact_error(x, w, (again, line[1]), line, maxq)
+        error = where(twin & (other < error), other, error)
+    return exact_error(x, w, found_grid, found, maxq) < error
+
+
+@inlined
+def _pick(mask, first, second):
+    """Return two numbers of `first` where the mask is set, else of `second`."""
+    return where(mask, first[0], second[0]), where(mask, first[1], second[1])
+
+
+@inlined
+def _next(state, found, improves, same):
+    """Return the state after a step."""
+    (error, line, total, grid), again = state
+    best = (
+        _pick(improves, found[0], error),
+        _pick(improves, found[1], line),
+        where(improves, found[2], total),
+        _pick(improves, found[3], grid),
+    )
+    return best, where(improves, splat(_F(0)), where(same, found[3][0], again))
 
 
 @kernel
 def ort_lines(first, second, levels):
     """Follow ONNX Runtime's k-quant, in each of two groups of blocks, until it rounds the zero point.
 
-    A group is (x, w, low, high, scratch space for as many numbers as x has). While one group waits for the end of a
-    sum, the processor works on the other. Returns of each group the line's scale and minimum.
+    A group is (x, w, low, high). While one group waits for the end of a sum, the processor works on the other. Returns
+    of each group the line's scale and minimum.
     """
     maxq = splat(_F(levels))
-    x1, w1, low1, high1, codes1 = first
-    x2, w2, low2, high2, codes2 = second
-    always1, state1 = _begin(x1, w1, low1, high1, maxq, codes1)
-    always2, state2 = _begin(x2, w2, low2, high2, maxq, codes2)
+    x1, w1, low1, high1 = first
+    x2, w2, low2, high2 = second
+    always1, state1 = _begin(x1, w1, low1, high1, maxq)
+    always2, state2 = _begin(x2, w2, low2, high2, maxq)
     for step in range(_STEPS):
-        factor = splat(_F(-1 + 0.1 * step + levels))
-        sums1 = _encode(x1, w1, factor / (high1 - state1[2]), state1[2], maxq, codes1)
-        sums2 = _encode(x2, w2, factor / (high2 - state2[2]), state2[2], maxq, codes2)
-        line1, line2 = _fit(sums1, always1), _fit(sums2, always2)
-        error1 = _line_error(x1, w1, codes1, line1[0], line1[1])
-        error2 = _line_error(x2, w2, codes2, line2[0], line2[1])
-        state1, state2 = _end(state1, error1, line1), _end(state2, error2, line2)
-    return (state1[1], state1[2]), (state2[1], state2[2])
+        span = -1 + 0.1 * step + levels
+        factor, unit = splat(_F(span)), splat(_F(1 / span))
+        grid1, grid2 = _grid(factor, high1, state1), _grid(factor, high2, state2)
+        if step < _PAST and not any_lane(_cut_off(grid1, low1) | _cut_off(grid2, low2)):
+            sums1, sums2 = sum_codes(x1, w1, grid1, maxq, rounded), sum_codes(x2, w2, grid2, maxq, rounded)
+        else:
+            sums1, sums2 = sum_codes(x1, w1, grid1, maxq, clipped), sum_codes(x2, w2, grid2, maxq, clipped)
+        found1 = _try(sums1, grid1, (high1 - grid1[1]) * unit, always1, maxq)
+        found2 = _try(sums2, grid2, (high2 - grid2[1]) * unit, always2, maxq)
+        improves1, same1, open1 = _verdict(found1, state1)
+        improves2, same2, open2 = _verdict(found2, state2)
+        if any_lane(open1 | open2):
+            if any_lane(open1):
+                improves1 = _settle(x1, w1, state1[0][1], state1[0][3], state1[1], found1[1], grid1, maxq)
+            if any_lane(open2):
+                improves2 = _settle(x2, w2, state2[0][1], state2[0][3], state2[1], found2[1], grid2, maxq)
+        state1, state2 = _next(state1, found1, improves1, same1), _next(state2, found2, improves2, same2)
+    return state1[0][1], state2[0][1]

@@ -42,7 +42,7 @@ def quantize(
     if method == "k_quant":
         searching = plan(fmt.bits, symmetric=fmt.symmetric, weighted=importance is not None)
     shape = (fmt.bits, fmt.block_size, fmt.symmetric, _KINDS.index(fmt.dtype), rows, k)
-    tries = (searching.scales, searching.around, searching.near, searching.beside)
+    tries = (searching.scales, searching.around, searching.near, searching.beside, searching.refits)
     integers = np.array((source.nbytes, kind, by_columns, costs.nbytes, *shape, *tries), np.int64)
     steps = np.array((searching.lowest, searching.step, searching.near_step))
     memory = workspace(fmt.block_size, fmt.bits)

@@ -81,7 +81,8 @@ def _scan_near(top, x, w, plan, symmetric, maxq):
     for t in range(-plan.near, plan.near + 1):
         scale = middle * splat(_F(1.0 + plan.near_step * t))
         if symmetric or not plan.beside:
-            top = better(top, merit(x, w, scale, center, maxq), scale, center)
+            if t:  # else it is `top`
+                top = better(top, merit(x, w, scale, center, maxq), scale, center)
         else:
             first, second, third = merits(x, w, scale, zeros, maxq)
             top = better(top, first, scale, zeros[0])
@@ -124,8 +125,8 @@ def search(x, w, low, high, line, plan, symmetric, weighted, levels, unit, inver
     if plan.near:
         top = _scan_near(top, x, w, plan, symmetric, maxq)
     dot, square, _, zero = top
-    scale = dot / square
-    best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
-    dot, square = merit(x, w, scale, zero, maxq)  # once more, with the codes that this scale gives
     best = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
+    for _ in range(plan.refits):
+        dot, square = merit(x, w, dot / square, zero, maxq)
+        best = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
     return best[1], best[2]

@@ -22,9 +22,11 @@ class Plan(NamedTuple):
     """From one of these to the next, as a part of the scale."""
     beside: int
     """With these, zero points to either side: one or none; none where the grid is symmetric."""
+    refits: int
+    """Times that the scale which suits the best codes gives new codes, and these another scale."""
 
 
-NO_SEARCH = Plan(0.0, 0.0, 0, 0, 0, 0.0, 0)
+NO_SEARCH = Plan(0.0, 0.0, 0, 0, 0, 0.0, 0, 0)
 """Plain rounding."""
 
 
@@ -36,9 +38,9 @@ def plan(width: int, *, symmetric: bool, weighted: bool) -> Plan:
     matter little. With 8 bits every scale near that of the range is as good as its neighbours: more tries, more luck.
     """
     if width == 8:
-        return Plan(0.96, 0.06 / 11, 12, 0, 3, 0.001, 1)
+        return Plan(0.96, 0.06 / 11, 12, 0, 3, 0.001, 1, 1)
     if symmetric:
-        return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02, 0) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03, 0)
+        return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02, 0, 1) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03, 0, 1)
     if weighted:
-        return Plan(0.62, 0.06, 11, 1, 2, 0.02, 0) if width == 4 else Plan(0.36, 0.064, 16, 1, 2, 0.03, 1)
-    return Plan(0.94, 0.08, 3, 0, 2, 0.02, 0) if width == 4 else Plan(0.7, 0.05, 10, 0, 2, 0.025, 1)
+        return Plan(0.62, 0.06, 11, 1, 2, 0.02, 0, 1) if width == 4 else Plan(0.36, 0.064, 16, 1, 2, 0.03, 1, 1)
+    return Plan(0.95, 0.1, 3, 0, 1, 0.03, 0, 0) if width == 4 else Plan(0.7, 0.05, 10, 0, 2, 0.025, 1, 1)

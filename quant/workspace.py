@@ -15,7 +15,7 @@ class Workspace(NamedTuple):
     """Room for two groups of WIDTH blocks. Its content means nothing between two calls."""
 
     floats: npt.NDArray[np.float32]
-    """[2, 3, block_size * WIDTH]: weights, what an error of each costs, and scratch."""
+    """[2, 2, block_size * WIDTH]: weights, and what an error of each costs."""
     words: npt.NDArray[np.uint32]
     """[block_size*bits/32 * WIDTH]: codes."""
     results: npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ class Workspace(NamedTuple):
 def workspace(block: int, bits: int) -> Workspace:
     """Return a workspace for blocks of `block` weights and codes of `bits` bits."""
     return Workspace(
-        np.empty((2, 3, block * WIDTH), np.float32),
+        np.empty((2, 2, block * WIDTH), np.float32),
         np.empty(block * bits // 32 * WIDTH, np.uint32),
         np.empty(5 * WIDTH, np.float32),
         np.empty((2, 4, WIDTH), np.int64),

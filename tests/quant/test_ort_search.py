@@ -8,27 +8,28 @@ from numba import njit
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
 from onnx_tailor.quant.lanes import WIDTH, greater, lesser, load, store
-from onnx_tailor.quant.ort_search import ort_lines, weigh_by_size
+from onnx_tailor.quant.ort_search import ort_lines
+from onnx_tailor.quant.ort_sums import weigh_by_size
 
 
 @njit
 def _lines(x, block, levels, out):
-    w, scratch = np.empty((2, block * WIDTH), np.float32), np.empty((2, block * WIDTH), np.float32)
+    w = np.empty((2, block * WIDTH), np.float32)
     for group in range(0, len(x), 2):
-        first, second = _group(x[group], w[0], block, scratch[0]), _group(x[group + 1], w[1], block, scratch[1])
+        first, second = _group(x[group], w[0], block), _group(x[group + 1], w[1], block)
         for side, line in enumerate(ort_lines(first, second, levels)):
             store(out[group + side, 0], 0, line[0])
             store(out[group + side, 1], 0, line[1])
 
 
 @njit
-def _group(x, w, block, scratch):
+def _group(x, w, block):
     weigh_by_size(x, w)
     low = high = load(x, 0)
     for i in range(block):
         value = load(x, i * WIDTH)
         low, high = lesser(low, value), greater(high, value)
-    return x, w, low, high, scratch
+    return x, w, low, high
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
