@@ -288,7 +288,7 @@ def calibrate(
     model: Annotated[Path, typer.Argument(help="The ONNX file, or its folder, that is to be quantized.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The calibration file to write, an .npz.")],
-    text: Annotated[Path | None, typer.Option(help="A text in UTF-8; by default a bundled English one.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A text in UTF-8; by default a bundled one of many kinds.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside MODEL.")
     ] = None,

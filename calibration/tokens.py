@@ -8,9 +8,9 @@ from onnx_tailor.errors import UsageError
 from onnx_tailor.verify.session import LanguageModel
 from onnx_tailor.verify.tokens import Tokens, from_npy, from_text, random_tokens
 
-TEXT = Path(__file__).parent / "text" / "english.txt"
+TEXT = Path(__file__).parent / "text" / "mixed.txt"
 """The bundled text."""
-BUNDLED = "the bundled English text"
+BUNDLED = "the bundled text"
 _RANDOM_WINDOWS, _WINDOW = 64, 256
 
 

@@ -65,7 +65,7 @@ def test_the_bundled_passage_is_none_that_calibrate_reads() -> None:
         return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
 
     passage = resources.files("onnx_tailor.verify").joinpath("passage.txt").read_text(encoding="utf-8")
-    calibration = resources.files("onnx_tailor.calibration").joinpath("text/english.txt").read_text(encoding="utf-8")
+    calibration = resources.files("onnx_tailor.calibration").joinpath("text/mixed.txt").read_text(encoding="utf-8")
     assert len(runs(passage)) > 1000
     assert not runs(passage) & runs(calibration)
 
