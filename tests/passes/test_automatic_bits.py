@@ -48,8 +48,13 @@ def test_within_the_budget_and_where_it_counts(source: Path, tmp_path: Path, met
     assert 6 < report.after.bits_per_weight <= 6.5
     found = bits(report)
     assert len(found) == 7
-    assert found["/model/layers.1/mlp/up_proj/MatMul"] == 8
+    if "gptq" not in method:  # which takes so much from this weight's error that another's is about as large
+        assert found["/model/layers.1/mlp/up_proj/MatMul"] == 8
     assert len(set(found.values())) > 1
+    tailor(source, tmp_path / "uniform", f"method: {method}, bits: 4")
+    tokens = random_tokens(300, seed=5)
+    uniform, chosen = (compare(source, tmp_path / name / "model.onnx", tokens) for name in ("uniform", "out"))
+    assert (chosen.kl_mean or 0) < 0.9 * (uniform.kl_mean or 0)
 
 
 def test_a_step_goes_to_the_layer_that_costs_more(source: Path, tmp_path: Path) -> None:
