@@ -27,7 +27,9 @@ _CHUNKS, _ROWS = 8, 32
 """Runs of rows, and rows of each, that stand for a whole weight where its error is estimated."""
 _WINDOWS, _LENGTH = 4, 64
 ROUNDS = 3
-"""Times that a model is quantized and measured to keep within a divergence."""
+"""Times that a model is quantized and measured to keep within a divergence, where one of them does."""
+MOST_ROUNDS = 8
+"""Times until none is expected to."""
 _MARGIN = 0.97
 """Of the limit, which the next round aims at."""
 
@@ -159,7 +161,9 @@ def within_divergence(
     """
     factor, nearest = 1.0, float("inf")
     best: tuple[int, Plan] | None = None
-    for _ in range(ROUNDS):
+    for turn in range(MOST_ROUNDS):
+        if turn >= ROUNDS and best is not None:
+            break
         chosen = reach([each.sizes for each in weights], costs, factor * limit)
         if chosen is None:
             break
@@ -169,7 +173,8 @@ def within_divergence(
         size = sum(each.sizes[form] for each, form in zip(weights, chosen, strict=True))
         if found <= limit and (best is None or size < best[0]):
             best = size, replace(plan, divergence=found)
-        factor = _MARGIN * plan.divergence / max(found, 1e-12)
+        further = _MARGIN * plan.divergence / max(found, 1e-12)
+        factor = further if found <= limit else min(further, _MARGIN * factor)
     if best is None:
         raise OptionError(f"a divergence of {limit:g} was not reached, only {nearest:.4g}; give more", key=("kl",))
     return best[1]
