@@ -48,7 +48,7 @@ def chart(content: dict[str, Any]) -> dict[str, Any]:
             "field": "kl_mean",
             "type": "quantitative",
             "title": "KL divergence from the original, nats a token",
-            "scale": {"type": "log", "domain": [0.05, 0.8]},
+            "scale": {"type": "log", "domain": [0.02, 0.8]},
             "axis": {"values": [0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7]},
         },
         "color": {
