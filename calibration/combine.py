@@ -29,8 +29,9 @@ def importance(statistics: Sequence[InputStatistics], spread: float = 0.0) -> np
 def hessian(statistics: Sequence[InputStatistics], spread: float = 0.0) -> npt.NDArray[np.float32]:
     """Return the mean of x x^T [K, K]; `spread` of its mean diagonal is added to the diagonal."""
     total = sum(each.count for each in statistics)
-    mean = np.zeros((statistics[0].columns,) * 2, np.float32)
-    for each in statistics:
+    mean = statistics[0].hessian()
+    mean *= np.float32(statistics[0].count / total)
+    for each in statistics[1:]:
         mean += each.hessian() * np.float32(each.count / total)
     diagonal = np.einsum("kk->k", mean)
     diagonal += np.float32(spread) * diagonal.mean()

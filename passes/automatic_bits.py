@@ -30,6 +30,7 @@ from onnx_tailor.passes.plan_recipe import write_plan
 from onnx_tailor.passes.quantize_mixture import match_mixture
 from onnx_tailor.passes.quantize_weight import stored_bytes, widest
 from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, select
+from onnx_tailor.quant.format import Bits
 from onnx_tailor.report import Skip
 from onnx_tailor.weights.quantize_job import QuantizeJob
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from onnx_tailor.passes.base import Circumstances
     from onnx_tailor.passes.quantize import Quantize
 
-_AT_ONE_SIZE = (2, 4, 8)
+_AT_ONE_SIZE: tuple[Bits, ...] = (2, 4, 8)
 _FORMS = (Form(2, 16), Form(2, 32), Form(4, 128), Form(4, 64), Form(4, 32), Form(4, 16), Form(8, 128), Form(8, 32))
 """What is tried where the block size is free: kernels everywhere take these blocks."""
 _MEASURED = Form(4, 32)
@@ -175,7 +176,7 @@ def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
         forms: tuple[Form, ...] = _FORMS
         measured = _MEASURED
     else:
-        forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)  # type: ignore[arg-type]
+        forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)
         measured = Form(4, block)
     if options.format == "qdq":  # which has no 2 bits
         forms = tuple(form for form in forms if form.bits != 2)

@@ -95,8 +95,9 @@ def _weigh(x, importance, spots, w):
 
 
 @inlined
-def _finish(x, bounds, scale, zero, lanes, place, width, symmetric, words, results, codes, scales, points, sums):
-    """Write the codes of a group on its grids, and the grids, where its blocks lie; add to `sums`."""
+def _finish(x, bounds, scale, zero, lanes, place, width, symmetric, into):
+    """Write the codes of a group on its grids, and the grids, where its blocks lie; add to the sums."""
+    words, results, codes, scales, points, sums = into
     unit, levels, middle = bounds[0], splat(_F((1 << width) - 1)), splat(_F(1 << width - 1))
     usable = fabs(scale) > splat(_F(0))  # else nothing but zeros, as far as the storage type can tell
     zero = where(usable, zero, middle)
@@ -142,6 +143,7 @@ def quantize_tile(
     x1, w1, x2, w2 = floats[0, 0], floats[0, 1], floats[1, 0], floats[1, 1]
     spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3]
     spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3]
+    into = (words, results, codes, scales, points, sums)
     weighted = len(importance) > 0
     groups = _groups(shape, block, by_columns)
     for group in range(0, groups, 2):  # in pairs; see `ort_lines`
@@ -167,37 +169,7 @@ def quantize_tile(
             scale2, zero2 = search(
                 x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
             )
-        _finish(
-            x1,
-            bounds1,
-            scale1,
-            zero1,
-            lanes1,
-            spots1[0],
-            width,
-            symmetric,
-            words,
-            results,
-            codes,
-            scales,
-            points,
-            sums,
-        )
+        _finish(x1, bounds1, scale1, zero1, lanes1, spots1[0], width, symmetric, into)
         if last > group:
-            _finish(
-                x2,
-                bounds2,
-                scale2,
-                zero2,
-                lanes2,
-                spots2[0],
-                width,
-                symmetric,
-                words,
-                results,
-                codes,
-                scales,
-                points,
-                sums,
-            )
+            _finish(x2, bounds2, scale2, zero2, lanes2, spots2[0], width, symmetric, into)
     return True

@@ -24,7 +24,14 @@ Kernel = Callable[..., int]
 """Takes the address of a place for the result, that of one for what went wrong, and those of `entry`."""
 
 _ADDRESSES = 12
+"""Of arrays that `entry` takes, which cannot be asked: it imports numba."""
 _lock = threading.Lock()
+
+
+class _Linked(NamedTuple):
+    function: Kernel
+    engine: llvm.ExecutionEngine
+    """Keeps the code in memory."""
 
 
 class _Code(NamedTuple):
@@ -36,11 +43,11 @@ class _Code(NamedTuple):
 def kernel() -> Kernel:
     """Return the kernel, which is called without the interpreter's lock: from the disk, or compiled and kept there."""
     with _lock:
-        return _kernel()
+        return _kernel().function
 
 
 @cache
-def _kernel() -> Kernel:
+def _kernel() -> _Linked:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     key = _key()
@@ -123,12 +130,10 @@ def _machine() -> Any:
     )
 
 
-def _linked(code: _Code) -> Kernel:
-    """Load the code into this process, for as long as it lives."""
+def _linked(code: _Code) -> _Linked:
+    """Load the code into this process."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code.content))
     engine.finalize_object()
     prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * (2 + _ADDRESSES))
-    function = prototype(engine.get_function_address(code.symbol))
-    function.engine = engine  # type: ignore[attr-defined]  # the code lives as long as it
-    return function
+    return _Linked(prototype(engine.get_function_address(code.symbol)), engine)

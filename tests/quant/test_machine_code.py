@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_tailor.quant import machine_code
+from onnx_tailor.quant import entry, machine_code
 from onnx_tailor.quant.machine_code import _Code, _kernel, _key, _read, _write, kernel
 
 CODE = _Code("answer", b"\x7fELF\n 42")
@@ -45,6 +45,22 @@ def test_the_key_changes_with_settings_of_numba(monkeypatch: pytest.MonkeyPatch)
     assert before == _key()
     monkeypatch.setenv("NUMBA_OPT", "0")
     assert _key() != before
+
+
+def test_the_key_changes_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _key()
+    folder = Path(machine_code.__file__).parent
+    for file in folder.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(machine_code, "__file__", str(tmp_path / "machine_code.py"))
+    assert _key() == before
+    with (tmp_path / "grids.py").open("a") as file:
+        file.write("\n")
+    assert _key() != before
+
+
+def test_the_kernel_is_called_with_as_many_addresses_as_it_takes() -> None:
+    assert len(entry._ADDRESSES) == machine_code._ADDRESSES
 
 
 def test_code_on_the_disk_needs_no_numba() -> None:
