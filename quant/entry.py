@@ -78,14 +78,14 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
             at[7],
             (rows, k),
             _array(codes, (rows * blocks * words_each,)),
-            _array(scales, (rows, blocks)),
-            _array(points, (rows, -(-blocks * width // 8))),
+            _array(scales, (rows * blocks,)),
+            _array(points, (0 if at[6] else rows * -(-blocks * width // 8),)),
             _array(sums, (2,)),
             (
                 _array(floats, (2, 2, block * WIDTH)),
                 _array(words, (words_each * WIDTH,)),
                 _array(results, (5 * WIDTH,)),
-                _array(spots, (2, 4, WIDTH)),
+                _array(spots, (2, 5, WIDTH)),
             ),
         )
     )

@@ -17,31 +17,34 @@ _F, _U = np.float32, np.uint32
 
 
 @kernel
-def _locate_rows(group, rows, k, block, place, starts, columns, counts):
-    """Give the lanes WIDTH blocks that follow each other in the rows. Return how many there are.
-
-    Of each: its number, its first weight's element and column, and its number of weights.
-    """
+def _locate_rows(group, rows, k, block, spots):
+    """Give the lanes WIDTH blocks that follow each other in the rows. Return how many there are."""
+    place, starts, columns, counts, at_row = spots
     blocks = -(-k // block)
     lanes = min(WIDTH, rows * blocks - group * WIDTH)
+    row = group * WIDTH // blocks
+    column = (group * WIDTH - row * blocks) * block
     for lane in range(WIDTH):
-        place[lane] = group * WIDTH + lane
-        row = place[lane] // blocks
-        columns[lane] = (place[lane] - row * blocks) * block
-        starts[lane] = row * k + columns[lane]
-        counts[lane] = min(block, k - columns[lane]) if lane < lanes else 0
+        place[lane], at_row[lane], columns[lane] = group * WIDTH + lane, row, column
+        starts[lane] = row * k + column
+        counts[lane] = min(block, k - column) if lane < lanes else 0
+        column += block
+        if column >= k:
+            row, column = row + 1, 0
     return lanes
 
 
 @kernel
-def _locate_columns(group, rows, k, block, place, starts, columns, counts):
+def _locate_columns(group, rows, k, block, spots):
     """Give the lanes the same block of WIDTH rows. Return how many there are."""
-    strips = -(-rows // WIDTH)
-    b, row = group // strips, group % strips * WIDTH
+    place, starts, columns, counts, at_row = spots
+    strips, blocks = -(-rows // WIDTH), -(-k // block)
+    b = group // strips
+    row, column = (group - b * strips) * WIDTH, b * block
     for lane in range(WIDTH):
-        place[lane] = (row + lane) * -(-k // block) + b
-        columns[lane], counts[lane] = b * block, min(block, k - b * block)
-        starts[lane] = columns[lane] * rows + row + lane
+        place[lane], at_row[lane], columns[lane] = (row + lane) * blocks + b, row + lane, column
+        starts[lane] = column * rows + row + lane
+        counts[lane] = min(block, k - column)
     return min(WIDTH, rows - row)
 
 
@@ -54,13 +57,16 @@ def _spread(words, lanes, place, codes):
             codes[place[lane] * each + j] = words[j * WIDTH + lane]
 
 
-@kernel
-def _write_block(scale, zero, at, width, symmetric, scales, points):
-    """Write a block's scale and zero point."""
-    row, b = at // scales.shape[1], at % scales.shape[1]
-    scales[row, b] = scale
-    if not symmetric:
-        points[row, b * width // 8] |= np.uint8(zero) << (b * width % 8)
+@inlined
+def _write_grids(results, lanes, spots, width, blocks, scales, points):
+    """Write each block's scale and zero point; `points` is empty where the grids are symmetric."""
+    place, at_row = spots[0], spots[4]
+    row_bytes = -(-blocks * width // 8)
+    for lane in range(lanes):
+        scales[place[lane]] = results[lane]
+        if len(points):
+            bit = (place[lane] - at_row[lane] * blocks) * width
+            points[at_row[lane] * row_bytes + (bit >> 3)] |= np.uint8(results[WIDTH + lane]) << (bit & 7)
 
 
 @kernel
@@ -74,13 +80,12 @@ def _groups(shape, block, by_columns):
 def _load(group, source, kind, by_columns, shape, block, spots, x):
     """Load a group and fill `spots`. Return how many blocks it has, and what `normalize` says of them."""
     rows, k = shape
-    place, starts, columns, counts = spots
     if by_columns:
-        lanes = _locate_columns(group, rows, k, block, place, starts, columns, counts)
-        load_columns(source, kind, starts[0], rows, lanes, counts[0], x)
+        lanes = _locate_columns(group, rows, k, block, spots)
+        load_columns(source, kind, spots[1][0], rows, lanes, spots[3][0], x)
     else:
-        lanes = _locate_rows(group, rows, k, block, place, starts, columns, counts)
-        load_rows(source, kind, starts, counts, x)
+        lanes = _locate_rows(group, rows, k, block, spots)
+        load_rows(source, kind, spots[1], spots[3], x)
     return lanes, normalize(x)
 
 
@@ -95,18 +100,18 @@ def _weigh(x, importance, spots, w):
 
 
 @inlined
-def _finish(x, bounds, scale, zero, lanes, place, width, symmetric, into):
+def _finish(x, bounds, scale, zero, lanes, spots, width, blocks, into):
     """Write the codes of a group on its grids, and the grids, where its blocks lie; add to the sums."""
     words, results, codes, scales, points, sums = into
     unit, levels, middle = bounds[0], splat(_F((1 << width) - 1)), splat(_F(1 << width - 1))
     usable = fabs(scale) > splat(_F(0))  # else nothing but zeros, as far as the storage type can tell
     zero = where(usable, zero, middle)
     error, square = encode(x, width, scale, zero, levels, words)
-    _spread(words, lanes, place, codes)
+    _spread(words, lanes, spots[0], codes)
     for i, value in enumerate((where(usable, scale * unit, splat(_F(1))), zero, error, square, unit)):
         store(results, i * WIDTH, value)
+    _write_grids(results, lanes, spots, width, blocks, scales, points)
     for lane in range(lanes):
-        _write_block(results[lane], results[WIDTH + lane], place[lane], width, symmetric, scales, points)
         size = np.float64(results[4 * WIDTH + lane]) ** 2
         sums[0] += np.float64(results[2 * WIDTH + lane]) * size
         sums[1] += np.float64(results[3 * WIDTH + lane]) * size
@@ -133,16 +138,17 @@ def quantize_tile(
     """Quantize a matrix [rows, K] = `shape` whose bytes are `source`, stored by rows or by columns.
 
     `kind` and `scale_kind` count as `format.SCALE_TYPES` does. `importance` holds K float32 as bytes, or nothing.
-    A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32; `points` is zero
-    before; `sums` receives squared errors and squared weights. `memory` is what `workspace` returns.
+    A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32, both block after
+    block; `points` is zero before, and empty where the grids are symmetric; `sums` receives squared errors and squared weights. `memory` is what `workspace` returns.
     Returns whether every weight is finite; if not, the results are worth nothing.
     """
     levels = (1 << width) - 1
     maxq = splat(_F(levels))
     floats, words, results, spots = memory
     x1, w1, x2, w2 = floats[0, 0], floats[0, 1], floats[1, 0], floats[1, 1]
-    spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3]
-    spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3]
+    spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3], spots[0, 4]
+    spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3], spots[1, 4]
+    blocks = -(-shape[1] // block)
     into = (words, results, codes, scales, points, sums)
     weighted = len(importance) > 0
     groups = _groups(shape, block, by_columns)
@@ -169,7 +175,7 @@ def quantize_tile(
             scale2, zero2 = search(
                 x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
             )
-        _finish(x1, bounds1, scale1, zero1, lanes1, spots1[0], width, symmetric, into)
+        _finish(x1, bounds1, scale1, zero1, lanes1, spots1, width, blocks, into)
         if last > group:
-            _finish(x2, bounds2, scale2, zero2, lanes2, spots2[0], width, symmetric, into)
+            _finish(x2, bounds2, scale2, zero2, lanes2, spots2, width, blocks, into)
     return True

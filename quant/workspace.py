@@ -21,7 +21,7 @@ class Workspace(NamedTuple):
     results: npt.NDArray[np.float32]
     """[5 * WIDTH]: what is known of the blocks at the end."""
     spots: npt.NDArray[np.int64]
-    """[2, 4, WIDTH]: number, first element, first column, and number of weights of each block."""
+    """[2, 5, WIDTH]: number, first element, first column, number of weights, and row of each block."""
 
 
 def workspace(block: int, bits: int) -> Workspace:
@@ -30,5 +30,5 @@ def workspace(block: int, bits: int) -> Workspace:
         np.empty((2, 2, block * WIDTH), np.float32),
         np.empty(block * bits // 32 * WIDTH, np.uint32),
         np.empty(5 * WIDTH, np.float32),
-        np.empty((2, 4, WIDTH), np.int64),
+        np.empty((2, 5, WIDTH), np.int64),
     )
