@@ -75,6 +75,16 @@ def rtn(low, high, symmetric, maxq, unit, inverse, kind):
 
 
 @inlined
+def near(value, scale, inverse, low, high):
+    """Return the code nearest to `value`, or of two in whose middle it lies, as far as float32 can tell, either.
+
+    With up to 16 codes, the square of what is left is then within 1.5e-5 of the least.
+    """
+    code = rint(lesser(greater(value * inverse, low), high))
+    return code, fma(-code, scale, value)
+
+
+@inlined
 def nearest(value, scale, inverse, low, high):
     """Return the code nearest to `value` and what is left."""
     code = rint(value * inverse)
@@ -137,11 +147,28 @@ def merits(x, w, scale, zeros, maxq):
 
 
 @kernel
-def cost(x, w, scale, zero, maxq):
-    """Return the weighted error of a grid, infinite where its scale is 0."""
+def trial(x, w, scale, zero, maxq, code_of):
+    """Return what `merit` does, and the weighted error of a grid, infinite where its scale is 0.
+
+    `code_of` is `near` or `nearest`.
+    """
+    inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
+    dot = square = error = splat(_F(0))
+    for i in range(0, len(x), WIDTH):
+        value, weight = load(x, i), load(w, i)
+        code, rest = code_of(value, scale, inverse, low, high)
+        weighted = weight * code
+        dot, square = fma(weighted, value, dot), fma(weighted, code, square)
+        error = fma(weight * rest, rest, error)
+    return dot, square, where(fabs(scale) > splat(_F(0)), error, splat(_F(np.inf)))
+
+
+@kernel
+def cost(x, w, scale, zero, maxq, code_of):
+    """Return the weighted error of a grid as `trial` does."""
     inverse, low, high = splat(_F(1)) / scale, -zero, maxq - zero
     error = splat(_F(0))
     for i in range(0, len(x), WIDTH):
-        _, rest = nearest(load(x, i), scale, inverse, low, high)
+        _, rest = code_of(load(x, i), scale, inverse, low, high)
         error = fma(load(w, i) * rest, rest, error)
     return where(fabs(scale) > splat(_F(0)), error, splat(_F(np.inf)))

@@ -6,7 +6,7 @@
 import numpy as np
 
 from onnx_tailor.quant.compiled import kernel
-from onnx_tailor.quant.grids import better, cost, merit, merits, rtn, stored, zero_point
+from onnx_tailor.quant.grids import better, cost, merit, merits, near, nearest, rtn, stored, trial, zero_point
 from onnx_tailor.quant.lanes import (
     WIDTH,
     any_lane,
@@ -46,22 +46,39 @@ def _keep(best, error, scale, zero):
     return where(improves, error, best[0]), where(improves, scale, best[1]), where(improves, zero, best[2])
 
 
+_SINGLE = 15
+"""The greatest of so few codes that rounding once is as good as always taking the nearest."""
+
+
 @kernel
-def _judge(best, x, w, scale, zero, maxq, unit, inverse, kind):
+def _judge(best, x, w, scale, zero, levels, unit, inverse, kind):
     """Return the better of `best` (error, scale, zero) and a grid as stored."""
+    maxq = splat(_F(levels))
     scale = stored(scale, maxq, unit, inverse, kind)
-    return _keep(best, cost(x, w, scale, zero, maxq), scale, zero)
+    if levels <= _SINGLE:
+        return _keep(best, cost(x, w, scale, zero, maxq, near), scale, zero)
+    return _keep(best, cost(x, w, scale, zero, maxq, nearest), scale, zero)
 
 
 @kernel
-def _scan(x, w, span, middle, plan, symmetric, maxq):
+def _consider(best, top, x, w, scale, zero, levels):
+    """Return the better of `best` (error, scale, zero) and a stored grid, and that of `top` and this grid's codes."""
+    maxq = splat(_F(levels))
+    if levels <= _SINGLE:
+        dot, square, error = trial(x, w, scale, zero, maxq, near)
+    else:
+        dot, square, error = trial(x, w, scale, zero, maxq, nearest)
+    return _keep(best, error, scale, zero), better(top, (dot, square), scale, zero)
+
+
+@kernel
+def _scan(top, x, w, span, middle, plan, symmetric, maxq):
     """Return the best (dot, square, scale, zero) of the plan's scales; symmetric grids take them with both signs.
 
     Where a grid is not symmetric, the middle of its values is to lie near the `middle` of the block's range.
     """
     half = maxq * splat(_F(0.5))
     zero = half + splat(_F(0.5))
-    top = (splat(_F(0)), splat(_F(1)), span, zero)
     for turn in range(2 if symmetric else 2 * plan.around + 1):
         for t in range(plan.scales):
             factor = plan.lowest + plan.step * t
@@ -102,31 +119,33 @@ def search(x, w, low, high, line, plan, symmetric, weighted, levels, unit, inver
     maxq = splat(_F(levels))
     half = (maxq + splat(_F(1))) * splat(_F(0.5))
     scale, zero = rtn(low, high, symmetric, maxq, unit, inverse, kind)
-    best = (cost(x, w, scale, zero, maxq), scale, zero)
+    best = splat(_F(np.inf)), scale, zero
+    top = splat(_F(0)), splat(_F(1)), scale, zero
+    best, top = _consider(best, top, x, w, scale, zero, levels)
     if symmetric:
         largest = greater(-low, high)
-        best = _judge(best, x, w, largest / (half - splat(_F(0.5))), half, maxq, unit, inverse, kind)
-        top = _scan(x, w, largest / half, high, plan, symmetric, maxq)
+        best = _judge(best, x, w, largest / (half - splat(_F(0.5))), half, levels, unit, inverse, kind)
+        top = _scan(top, x, w, largest / half, high, plan, symmetric, maxq)
     else:
         start, stop = lesser(low, splat(_F(0))), greater(high, splat(_F(0)))
-        top = _scan(x, w, (stop - start) / maxq, (start + stop) * splat(_F(0.5)), plan, symmetric, maxq)
+        top = _scan(top, x, w, (stop - start) / maxq, (start + stop) * splat(_F(0.5)), plan, symmetric, maxq)
         if not weighted:
             scale, minimum = line
             zero = zero_point(minimum, scale, maxq)
-            top = better(top, merit(x, w, scale, zero, maxq), scale, zero)
-            best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+            scale = stored(scale, maxq, unit, inverse, kind)
+            best, top = _consider(best, top, x, w, scale, zero, levels)
         constant = ~(high > low)
         if any_lane(constant):  # a power of two as code stores one value as well as the scale's type can
             scale = where(constant, fabs(high) / half, splat(_F(0)))
             zero = where(high > splat(_F(0)), splat(_F(0)), maxq)
-            best = _judge(best, x, w, scale, zero, maxq, unit, inverse, kind)
+            best = _judge(best, x, w, scale, zero, levels, unit, inverse, kind)
             scale = where(constant, inverse, splat(_F(0)))  # ONNX Runtime's: 1
-            best = _judge(best, x, w, scale, zero_point(low, scale, maxq), maxq, unit, inverse, kind)
+            best = _judge(best, x, w, scale, zero_point(low, scale, maxq), levels, unit, inverse, kind)
     if plan.near:
         top = _scan_near(top, x, w, plan, symmetric, maxq)
     dot, square, _, zero = top
-    best = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
+    best = _judge(best, x, w, dot / square, zero, levels, unit, inverse, kind)
     for _ in range(plan.refits):
         dot, square = merit(x, w, dot / square, zero, maxq)
-        best = _judge(best, x, w, dot / square, zero, maxq, unit, inverse, kind)
+        best = _judge(best, x, w, dot / square, zero, levels, unit, inverse, kind)
     return best[1], best[2]

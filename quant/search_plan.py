@@ -43,4 +43,4 @@ def plan(width: int, *, symmetric: bool, weighted: bool) -> Plan:
         return Plan(0.55, 0.65 / 11, 12, 0, 2, 0.02, 0, 1) if width == 4 else Plan(0.4, 1.6 / 15, 16, 0, 2, 0.03, 0, 1)
     if weighted:
         return Plan(0.62, 0.06, 11, 1, 2, 0.02, 0, 1) if width == 4 else Plan(0.36, 0.064, 16, 1, 2, 0.03, 1, 1)
-    return Plan(0.95, 0.1, 3, 0, 1, 0.03, 0, 0) if width == 4 else Plan(0.7, 0.05, 10, 0, 2, 0.025, 1, 1)
+    return Plan(0.95, 0.11, 3, 0, 0, 0.0, 0, 0) if width == 4 else Plan(0.7, 0.05, 10, 0, 2, 0.025, 1, 1)
