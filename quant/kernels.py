@@ -111,10 +111,13 @@ def _finish(x, bounds, scale, zero, lanes, spots, width, blocks, into):
     for i, value in enumerate((where(usable, scale * unit, splat(_F(1))), zero, error, square, unit)):
         store(results, i * WIDTH, value)
     _write_grids(results, lanes, spots, width, blocks, scales, points)
+    total = rest = 0.0
     for lane in range(lanes):
         size = np.float64(results[4 * WIDTH + lane]) ** 2
-        sums[0] += np.float64(results[2 * WIDTH + lane]) * size
-        sums[1] += np.float64(results[3 * WIDTH + lane]) * size
+        rest += np.float64(results[2 * WIDTH + lane]) * size
+        total += np.float64(results[3 * WIDTH + lane]) * size
+    sums[0] += rest
+    sums[1] += total
 
 
 @kernel

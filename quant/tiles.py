@@ -9,7 +9,7 @@ magnitude lies near one: squares neither overflow nor vanish, and only the scale
 
 import numpy as np
 
-from onnx_tailor.quant.compiled import kernel
+from onnx_tailor.quant.compiled import inlined, kernel
 from onnx_tailor.quant.grids import nearest
 from onnx_tailor.quant.lanes import (
     WIDTH,
@@ -44,21 +44,41 @@ def _half(word):
     return from_bits(value | ((word & splat(_U(0x8000))) << splat(_U(16))))
 
 
+@inlined
+def _widened(word, kind):
+    """Return the values of bfloat16 bits, or float16."""
+    return from_bits(word << splat(_U(16))) if kind == 2 else _half(word)
+
+
 @kernel
 def _floats(source, element, kind, count):
     """Return up to WIDTH weights from `element` on, zero from `count` on. `source` is bytes; `kind` as SCALE_TYPES."""
+    if count >= WIDTH:
+        return _whole_floats(source, element, kind)
     if kind == 0:
-        if count >= WIDTH:
-            return load(source, element * 4)
         return load_part(source, element * 4, count)
-    word = load16(source, element * 2) if count >= WIDTH else load16_part(source, element * 2, count)
-    return from_bits(word << splat(_U(16))) if kind == 2 else _half(word)
+    return _widened(load16_part(source, element * 2, count), kind)
+
+
+@inlined
+def _whole_floats(source, element, kind):
+    """Return WIDTH weights from `element` on."""
+    if kind == 0:
+        return load(source, element * 4)
+    return _widened(load16(source, element * 2), kind)
 
 
 @kernel
 def load_rows(source, kind, starts, counts, x):
     """Load blocks whose weights are neighbours: lane l has `counts[l]` from element `starts[l]` on, then zeros."""
-    for i in range(0, len(x) // WIDTH, WIDTH):
+    block = len(x) // WIDTH
+    if counts[0] == block and counts[WIDTH - 1] == block and starts[WIDTH - 1] - starts[0] == (WIDTH - 1) * block:
+        for i in range(0, block, WIDTH):  # nothing is padded
+            for lane in range(WIDTH):
+                store(x, (i + lane) * WIDTH, _whole_floats(source, starts[0] + lane * block + i, kind))
+            transpose(x, i * WIDTH)
+        return
+    for i in range(0, block, WIDTH):
         for lane in range(WIDTH):
             store(x, (i + lane) * WIDTH, _floats(source, starts[lane] + i, kind, counts[lane] - i))
         transpose(x, i * WIDTH)
