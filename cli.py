@@ -24,6 +24,7 @@ from onnx_tailor.console.errors import Commands
 from onnx_tailor.console.lazy import lazy
 from onnx_tailor.console.start import start
 from onnx_tailor.errors import Terminated, UsageError
+from onnx_tailor.output.head_start import HeadStart
 from onnx_tailor.remote import place
 
 if TYPE_CHECKING:
@@ -139,38 +140,32 @@ def run(
     if output is None and not dry_run:
         raise UsageError("there is no folder to write to; give one with -o OUT, or --dry-run")
     source = place(model)
-    chosen = reading.load(recipe, settings=settings or ())
-    options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
-    watch = progress.progress()
-    check = None
-    if verify and not dry_run:
-        if not isinstance(source, Path):
-            raise UsageError(f"{source}: --verify runs both models, which must be on this machine; leave it out")
-        page = None if report is None else building.page_writer(report)
-        check = measuring.Check(options, source, measure.parse_limits(limit or ()), watch, page)
-    elif verify or limit or report or options.given:
-        what = "a dry run makes no model to verify" if verify else "the tokens, --limit and --report belong to --verify"
-        raise UsageError(f"{what}; leave out the one or the other")
-    try:
-        done = pipeline.run(
-            chosen,
-            source,
-            None if output is None else place(output),
-            target=target.value if target else None,
-            dry_run=dry_run,
-            overwrite=overwrite,
-            resume=resume,
-            client=client.value if client else None,
-            per_model=data_per_model,
-            max_shard_size=None if max_shard_size is None else units.parse_size(max_shard_size),
-            executor=executor,
-            progress=watch,
-            check=check,
-        )
-    finally:
-        watch.finish()
-        if check is not None and not as_json:
-            comparison.show_measured(check.found)
+    with HeadStart(source if isinstance(source, Path) and executor == "threads" and not dry_run else None) as ahead:
+        chosen = reading.load(recipe, settings=settings or ())
+        options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
+        watch = progress.progress()
+        check = measuring.run_check(options, source, limit or (), report, watch, wanted=verify, dry_run=dry_run)
+        try:
+            done = pipeline.run(
+                chosen,
+                source,
+                None if output is None else place(output),
+                target=target.value if target else None,
+                dry_run=dry_run,
+                overwrite=overwrite,
+                resume=resume,
+                client=client.value if client else None,
+                per_model=data_per_model,
+                max_shard_size=None if max_shard_size is None else units.parse_size(max_shard_size),
+                executor=executor,
+                progress=watch,
+                check=check,
+                ahead=ahead,
+            )
+        finally:
+            watch.finish()
+            if check is not None and not as_json:
+                comparison.show_measured(check.found)
     if as_json:
         _print_json(done.to_json())
     else:

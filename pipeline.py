@@ -34,6 +34,7 @@ from onnx_tailor.report import Change, PassReport, Report, Skip
 from onnx_tailor.targets import DEFAULT, TARGETS
 
 if TYPE_CHECKING:
+    from onnx_tailor.output.head_start import HeadStart
     from onnx_tailor.recipe import Recipe, Step
     from onnx_tailor.weights.files import DataFile
 
@@ -53,6 +54,7 @@ def run(
     executor: str = THREADS,
     progress: Progress | None = None,
     check: Check | None = None,
+    ahead: HeadStart | None = None,
 ) -> Report:
     """Run `recipe` on the ONNX file `model`, or on every one of a folder, and write the result into folder `out`.
 
@@ -61,7 +63,8 @@ def run(
     run finished are taken over. The models of a folder share one data file, unless `per_model`; no data file becomes
     larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them. `executor` is
     `threads`, or `dask://HOST:PORT` for the workers of a cluster. `model` and `out` may be on an object store; the work
-    folder is then in the current folder.
+    folder is then in the current folder. `ahead` has begun to hash the files of `model`; it ends
+    once they are loaded, and threads of this process go on.
 
     Raises:
         UsageError: `out` is in the way, or the recipe does not fit this model; or there is no such executor.
@@ -80,6 +83,8 @@ def run(
         models = _set_of(model_files(source.path), source.open)
         folder = None if dry_run else _checked(out, models, overwrite=overwrite)
         before = measure(models, _bytes_on_disk(models))
+        if ahead is not None:
+            digests.take_over(ahead.leave())
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file for each in models for file in each.files)
         circumstances = Circumstances(chosen, Path(scratch), watch, dry_run)

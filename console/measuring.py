@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from onnx_tailor.progress import Progress
+    from onnx_tailor.remote import Place
     from onnx_tailor.report import Report
     from onnx_tailor.verify import Blame, Comparison, Tokens, Trace
 
-__all__ = ["Check", "Measured", "TokenOptions", "measure", "model_file", "read_tokens"]
+__all__ = ["Check", "Measured", "TokenOptions", "measure", "model_file", "read_tokens", "run_check"]
 
 
 WINDOW = 256
@@ -88,6 +89,35 @@ class Check:
         if beyond:
             raise ModelError("\n".join([*beyond, "the result is beyond the limits of --limit; nothing was written"]))
         return [found.to_json() for found in self.found]
+
+
+def run_check(
+    options: TokenOptions,
+    source: Place,
+    limits: Sequence[str],
+    page: Path | None,
+    progress: Progress,
+    *,
+    wanted: bool,
+    dry_run: bool,
+) -> Check | None:
+    """Return the check that `run` was asked for by --verify, with a page about it at the path `page`.
+
+    Raises:
+        UsageError: the options do not fit together.
+
+    """
+    if wanted and not dry_run:
+        if not isinstance(source, Path):
+            raise UsageError(f"{source}: --verify runs both models, which must be on this machine; leave it out")
+        from onnx_tailor.reporting.build import page_writer  # reads this module
+
+        writer = None if page is None else page_writer(page)
+        return Check(options, source, verify.parse_limits(limits), progress, writer)
+    if wanted or limits or page or options.given:
+        what = "a dry run makes no model to verify" if wanted else "the tokens, --limit and --report belong to --verify"
+        raise UsageError(f"{what}; leave out the one or the other")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

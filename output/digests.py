@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.report import FileDigest
-from onnx_tailor.weights.digest import sha256
+from onnx_tailor.weights.digest import Hashing, sha256
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tasks import Executor
 
@@ -26,6 +26,7 @@ class Digests:
         self._executor = executor
         self._pool = ThreadPoolExecutor(executor.hashers)
         self._futures: dict[Path, Future[FileDigest]] = {}
+        self._begun: dict[Path, Hashing] = {}
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
@@ -36,6 +37,10 @@ class Digests:
         """End the thread."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
+
+    def take_over(self, begun: Mapping[Path, Hashing]) -> None:
+        """Go on with what was begun, once its file is named, where that is the same file still and was not changed."""
+        self._begun.update(begun)
 
     def begin(self, files: Iterable[Path | DataFile]) -> None:
         """Let `files` be hashed after those that were named before, each once."""
@@ -55,10 +60,15 @@ class Digests:
     def _any(self, file: Path | DataFile) -> FileDigest:
         if isinstance(file, Path):
             return digest(file, advance=self._go_on)
+        begun = self._begun.get(file.path)
         try:
-            return FileDigest(name=file.path.name, bytes=file.size, sha256=self._executor.sha256(file, self._go_on))
+            if begun is not None and begun.stamp == file.stamp:
+                found = begun.finish(self._go_on)
+            else:
+                found = self._executor.sha256(file, self._go_on)
         except OSError as error:
             raise ModelError(f"{file.path}: cannot be read ({error.strerror})") from error
+        return FileDigest(name=file.path.name, bytes=file.size, sha256=found)
 
     def _go_on(self, _: int) -> None:
         if self._stopped.is_set():
