@@ -27,6 +27,10 @@ class ModelError(TailorError):
     """The model cannot be read, or cannot be rewritten as asked. Exit status 1."""
 
 
+class InputsError(ModelError):
+    """An input of the model cannot be filled from tokens, as the pixels that an encoder of images takes."""
+
+
 class OutputError(TailorError):
     """The output cannot be written, or is not what its report says. Exit status 1."""
 

@@ -26,7 +26,7 @@ from onnx_tailor.output.local import LocalFolder
 from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import Folder, working
 from onnx_tailor.output.write import Check, Job, write_output
-from onnx_tailor.passes.base import Circumstances
+from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.remote import Place, Url
 from onnx_tailor.remote.source import opened
@@ -87,8 +87,9 @@ def run(
             digests.take_over(ahead.leave())
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file for each in models for file in each.files)
-        circumstances = Circumstances(chosen, Path(scratch), watch, dry_run)
-        passes = tuple(_run_pass(step, each, circumstances) for each in models for step in recipe.steps)
+        circumstances = Circumstances(chosen, Path(scratch), watch, dry_run, one_store=not (per_model or client))
+        steps = [_run_step(step, models, circumstances) for step in recipe.steps]
+        passes = tuple(report for each in zip(*steps, strict=True) for report in each)  # file by file
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
                 forget_named_sizes(each)
@@ -119,13 +120,20 @@ def run(
 
 
 def _set_of(files: Sequence[Path], open_file: Callable[[Path], DataFile]) -> list[TailorModel]:
-    """Load the files of a set: those with a head first, whose table the others may share."""
+    """Load the files of a set: those with a head first, whose table the others may share.
+
+    Among these a merged decoder last, since of what stands in its branches nothing is known but by the others.
+    """
     models = [load(file, open_file) for file in files]
     if len(models) > 1:
         for model in models:
             model.siblings = tuple(other for other in models if other is not model)
-        models.sort(key=lambda model: not any(isinstance(head, Head | QuantizedHead) for head in find_heads(model)))
+        models.sort(key=lambda model: (not _has_head(model), len(model.graphs()) > 1))
     return models
+
+
+def _has_head(model: TailorModel) -> bool:
+    return any(isinstance(head, Head | QuantizedHead) for head in find_heads(model))
 
 
 def inspect(model: Path) -> Inspection:
@@ -160,15 +168,25 @@ def model_files(model: Path) -> list[Path]:
     return [model]
 
 
-def _run_pass(step: Step, model: TailorModel, circumstances: Circumstances) -> PassReport:
+def _run_step(step: Step, models: Sequence[TailorModel], circumstances: Circumstances) -> list[PassReport]:
+    """Run one step on every model; the time of preparing it counts for the first."""
     started = time.monotonic()
+    reports = []
     try:
-        prepared = step.pass_.prepare(model, circumstances)
-        results = [_located(result, step) for result in prepared.apply(model, circumstances.target)]
+        for model, prepared in zip(models, step.pass_.prepare_set(models, circumstances), strict=True):
+            reports.append(_run_pass(step, prepared, model, circumstances, started))
+            started = time.monotonic()
     except OptionError as error:
         from onnx_tailor import recipe as recipes  # `inspect` reads none, and need not wait for it
 
         raise recipes.explain(error, step) from error
+    return reports
+
+
+def _run_pass(
+    step: Step, prepared: Pass, model: TailorModel, circumstances: Circumstances, started: float
+) -> PassReport:
+    results = [_located(result, step) for result in prepared.apply(model, circumstances.target)]
     return PassReport(
         name=step.pass_.name,
         file=model.path.name,

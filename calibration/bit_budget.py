@@ -1,31 +1,24 @@
-"""Choose how each weight is stored so that the model predicts as it did, as nearly as a size allows."""
+"""Choose how each weight is stored so that the models compute as they did, as nearly as a size allows."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.calibration.sensitivity import choose, find_groups, reach, share_out
-from onnx_tailor.errors import ModelError, OptionError
+from onnx_tailor.errors import OptionError
 from onnx_tailor.graph.meaning.roles import Place
-from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.progress import Progress
 from onnx_tailor.quant import Bits, BlockFormat, dequantize, gptq, quantize
 from onnx_tailor.weights.factors import SharedFactor
 from onnx_tailor.weights.view import Window
 
-if TYPE_CHECKING:
-    from onnx_tailor.verify.tokens import Tokens
-
 _CHUNKS, _ROWS = 8, 32
 """Runs of rows, and rows of each, that stand for a whole weight where its error is estimated."""
-_WINDOWS, _LENGTH = 4, 64
 ROUNDS = 3
 """Times that a model is quantized and measured to keep within a divergence, where one of them does."""
 MOST_ROUNDS = 8
@@ -69,60 +62,25 @@ class Weighed:
         return glob.escape(self.name)
 
 
-Quantizer = Callable[[TailorModel, Mapping[str, Form]], None]
-"""Quantizes a model in memory: the weights that the patterns match, in these forms, and no others."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What was chosen."""
 
-    forms: Mapping[str, Form]
-    """By the pattern that means the weight alone."""
+    forms: tuple[Form, ...]
+    """In the order of the weights."""
     divergence: float
-    """What the sum of the parts predicts, in nats a token; measured where a divergence was the goal."""
+    """What the sum of the parts predicts, in the unit of the costs; measured where a divergence was the goal."""
 
 
-@dataclass(frozen=True)
-class Measure:
-    """Measures changes of one model."""
+def measured_costs(
+    weights: Sequence[Weighed], divergence: Callable[[Mapping[int, Form]], float]
+) -> list[dict[Form, float]]:
+    """Return what each weight costs in each form, in the unit of `divergence`.
 
-    model: TailorModel
-    windows: npt.NDArray[np.int64]
-    reference: Sequence[npt.NDArray[Any]]
-    watch: Progress
-
-    @classmethod
-    def of(cls, model: TailorModel, tokens: Tokens, runs: int, watch: Progress) -> Measure:
-        """Run the model as it is; `runs` more are to come."""
-        windows = tokens.windows[:: max(1, len(tokens.windows) // _WINDOWS)][:_WINDOWS, :_LENGTH]
-        watch.start("measuring the cost of bits", windows.size * (1 + runs), unit="tokens")
-        return cls(model, windows, list(_logits(_copy(model), windows, watch)), watch)
-
-    def divergence(self, quantizer: Quantizer, forms: Mapping[str, Form]) -> float:
-        """Return the mean KL divergence of the predictions after `quantizer`."""
-        from onnx_tailor.verify.metrics import LogitSums, logit_sums
-
-        changed = _copy(self.model)
-        quantizer(changed, forms)
-        total = LogitSums()
-        logits = _logits(changed, self.windows, self.watch)
-        for window, first, second in zip(self.windows, self.reference, logits, strict=True):
-            total += logit_sums(first, second, window)
-        return total.kl_mean
-
-
-def measured_costs(weights: Sequence[Weighed], measure: Measure, quantizer: Quantizer) -> list[dict[Form, float]]:
-    """Return the divergence that each weight causes in each form.
-
-    Raises:
-        ModelError: the model cannot be run, or what is rewritten does not fit into a graph.
+    `divergence` quantizes the weights of these numbers, and no others, and measures what that does.
     """
     groups = find_groups([each.place for each in weights])
-    found = [
-        measure.divergence(quantizer, {weights[n].pattern: weights[n].measured for n in group.members})
-        for group in groups
-    ]
+    found = [divergence({number: weights[number].measured for number in group.members}) for group in groups]
     # What was measured was rounded without gptq; its gain differs from weight to weight, and is known by their errors.
     plain = [_error(each, each.measured, None) for each in weights]
     parts = share_out(np.array(plain), groups, found)
@@ -141,12 +99,30 @@ def within_bytes(weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float
     """
     chosen = choose([each.sizes for each in weights], costs, budget)
     if chosen is None:
-        least = sum(min(each.sizes.values()) for each in weights)
-        raise OptionError(
-            f"the goal leaves {max(0, budget):,} bytes for the weights, but with the fewest bits they take {least:,}; "
-            "give more, or larger blocks"
-        )
-    return _plan(weights, costs, chosen)
+        raise _too_small(budget, sum(min(each.sizes.values()) for each in weights))
+    return _plan(costs, chosen)
+
+
+def alike(weights: Sequence[Weighed], budget: int) -> Plan:
+    """Return the largest form that all these weights can have within `budget` bytes, where nothing is known of them.
+
+    Raises:
+        OptionError: even the smallest is too large.
+    """
+    shared = set.intersection(*(set(each.sizes) for each in weights))
+    totals = {form: sum(each.sizes[form] for each in weights) for form in shared}
+    fitting = [form for form in shared if totals[form] <= budget]
+    if not fitting:
+        raise _too_small(budget, min(totals.values()))
+    best = max(fitting, key=lambda form: (totals[form], form.block_size))
+    return Plan((best,) * len(weights), 0.0)
+
+
+def _too_small(budget: int, least: int) -> OptionError:
+    return OptionError(
+        f"the goal leaves {max(0, budget):,} bytes for the weights, but with the fewest bits they take {least:,}; "
+        "give more, larger blocks, or `embeddings: true` where a token table stays in float"
+    )
 
 
 def within_divergence(
@@ -167,7 +143,7 @@ def within_divergence(
         chosen = reach([each.sizes for each in weights], costs, factor * limit)
         if chosen is None:
             break
-        plan = _plan(weights, costs, chosen)
+        plan = _plan(costs, chosen)
         found = measured(plan)
         nearest = min(nearest, found)
         size = sum(each.sizes[form] for each, form in zip(weights, chosen, strict=True))
@@ -180,9 +156,8 @@ def within_divergence(
     return best[1]
 
 
-def _plan(weights: Sequence[Weighed], costs: Sequence[Mapping[Form, float]], chosen: Sequence[Form]) -> Plan:
-    total = sum(cost[form] for cost, form in zip(costs, chosen, strict=True))
-    return Plan({each.pattern: form for each, form in zip(weights, chosen, strict=True)}, total)
+def _plan(costs: Sequence[Mapping[Form, float]], chosen: Sequence[Form]) -> Plan:
+    return Plan(tuple(chosen), sum(cost[form] for cost, form in zip(costs, chosen, strict=True)))
 
 
 def _error(each: Weighed, form: Form, factor: SharedFactor | None) -> float:
@@ -212,17 +187,3 @@ def _squares(each: Weighed, rows: npt.NDArray[np.float32]) -> float:
         return float(np.einsum("rk,rk->", rows @ each.factor.get().hessian, rows, dtype=np.float64))
     cost = 1.0 if each.importance is None else each.importance.astype(np.float64)
     return float(np.sum(np.square(rows, dtype=np.float64) * cost))
-
-
-def _copy(model: TailorModel) -> TailorModel:
-    """Return a model whose graph can be changed; the weights are shared."""
-    return replace(model, ir_model=model.ir_model.clone(), _names=set())
-
-
-def _logits(model: TailorModel, windows: npt.NDArray[np.int64], watch: Progress) -> Iterator[npt.NDArray[Any]]:
-    session = runner(model)
-    if session.logits is None:
-        raise ModelError(f"{model.path}: yields no logits to measure by; give bits in the place of `auto`")
-    for window in windows:
-        yield session.prefill(window[None])[session.logits][0]
-        watch.advance(len(window))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,9 @@ from onnx_tailor.calibration.file import writing
 from onnx_tailor.calibration.inputs import find_inputs, fingerprint
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.file.load import load
-from onnx_tailor.graph.meaning.candidates import find_candidates
+from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    from onnx_tailor.verify.tokens import Tokens
+from onnx_tailor.verify.tokens import Tokens
 
 MEMORY = 2 << 30
 """Bytes of Hessians that are summed at once; a model with more of them runs several times."""
@@ -83,19 +81,8 @@ def calibrate(
                     {"name": each.name, "columns": each.columns, "count": sums.count, "weights": each.weights}
                 )
         file.add("token_counts", np.bincount(tokens.windows.reshape(-1)).astype(np.int64))
-        file.header(
-            {
-                "version": __version__,
-                "model": path.name,
-                "source": tokens.source,
-                "random": tokens.random,
-                "tokens": int(tokens.windows.size),
-                "hessians": hessians,
-                "inputs": entries,
-                "weights": {each.matrix.name: fingerprint(each.matrix.view) for each in candidates},
-                "skipped": {skip.details["activation"]: skip.reason for skip in skips},
-            }
-        )
+        skipped = {skip.details["activation"]: skip.reason for skip in skips}
+        file.header(_header(path, candidates, tokens, entries, skipped, hessians=hessians))
         watch.finish()
     return CalibrationReport(
         model=str(path),
@@ -109,3 +96,39 @@ def calibrate(
         file_bytes=out.stat().st_size,
         skipped={skip.where: skip.reason for skip in skips},
     )
+
+
+def without_statistics(path: Path, out: Path, reason: str) -> None:
+    """Write into `out` that nothing is known of the inputs of the projections of the ONNX file at `path`, and why.
+
+    Raises:
+        ModelError: the model cannot be read.
+        UsageError: `out` cannot be written.
+    """
+    candidates = find_candidates(load(path))
+    inputs = [projection.activation.name or "" for each in candidates for projection in each.projections]
+    none = Tokens(np.zeros((1, 2), np.int64), "no tokens")
+    with writing(out) as file:
+        file.header(_header(path, candidates, none, [], dict.fromkeys(inputs, reason), hessians=False))
+
+
+def _header(
+    path: Path,
+    candidates: Sequence[Candidate],
+    tokens: Tokens,
+    entries: Sequence[Mapping[str, Any]],
+    skipped: Mapping[str, str],
+    *,
+    hessians: bool,
+) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "model": path.name,
+        "source": tokens.source,
+        "random": tokens.random,
+        "tokens": int(tokens.windows.size),
+        "hessians": hessians,
+        "inputs": entries,
+        "weights": {each.matrix.name: fingerprint(each.matrix.view) for each in candidates},
+        "skipped": skipped,
+    }

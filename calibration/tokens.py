@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_tailor.errors import UsageError
+from onnx_tailor.verify.facts import reads_tokens
 from onnx_tailor.verify.session import LanguageModel
 from onnx_tailor.verify.tokens import Tokens, from_npy, from_text, random_tokens
 
@@ -27,9 +28,12 @@ def choose(
             raise UsageError("--tokens excludes --text and --tokenizer; the ids are final")
         return from_npy(tokens, _WINDOW)
     beside = model.parent / "tokenizer.json"
-    if tokenizer is None and text is None and not beside.is_file():
-        size = LanguageModel(model).vocabulary_size
-        return random_tokens(size, windows=_RANDOM_WINDOWS, length=_WINDOW)
+    if text is None and tokenizer is None:
+        if not reads_tokens(model):
+            return random_tokens(2, windows=1, length=_WINDOW)  # every window would give the same
+        if not beside.is_file():
+            size = LanguageModel(model).vocabulary_size
+            return random_tokens(size, windows=_RANDOM_WINDOWS, length=_WINDOW)
     found = from_text(text or TEXT, tokenizer or beside, _WINDOW)
     return found if text is not None else Tokens(found.windows, BUNDLED)
 
@@ -41,6 +45,8 @@ def unseen(model: Path) -> Tokens:
         UsageError: the tokenizer cannot be read.
     """
     beside = model.parent / "tokenizer.json"
+    if not reads_tokens(model):
+        return random_tokens(2, windows=1, length=_WINDOW, seed=1)
     if beside.is_file():
         return from_text(None, beside, _WINDOW)
     return random_tokens(LanguageModel(model).vocabulary_size, windows=4, length=_WINDOW, seed=1)

@@ -1,220 +1,190 @@
-"""`bits: auto` of the pass `quantize`: from a goal to explicit entries of `nodes`."""
+"""`bits: auto` of the pass `quantize`: from a goal to explicit entries of `nodes`, for all files of a set together.
+
+What is measured in nats competes for the bytes. Of the rest, each file gets as many bits a weight as the whole: chosen
+by what its own outputs lose, or the same form everywhere where it cannot be run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onnx_tailor.calibration.bit_budget import (
-    FLOAT,
-    ROUNDS,
-    Form,
-    Measure,
-    Plan,
-    Weighed,
-    measured_costs,
-    within_bytes,
-    within_divergence,
-)
-from onnx_tailor.calibration.goal import Goal, parse_goal
-from onnx_tailor.calibration.sensitivity import find_groups
-from onnx_tailor.calibration.tokens import unseen
+from onnx_tailor.calibration.bit_budget import ROUNDS, Form, Plan, alike, within_bytes, within_divergence
+from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.file.size import graph_bytes, measure
-from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
-from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData, require_here
+from onnx_tailor.passes.judges import Judge, find_judges
 from onnx_tailor.passes.plan_recipe import write_plan
-from onnx_tailor.passes.quantize_mixture import match_mixture
-from onnx_tailor.passes.quantize_weight import stored_bytes, widest
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, select
-from onnx_tailor.quant.format import Bits
-from onnx_tailor.report import Skip
-from onnx_tailor.weights.quantize_job import QuantizeJob
+from onnx_tailor.passes.remarked import Remarked
+from onnx_tailor.passes.selectors import NodeRule, Setting
+from onnx_tailor.passes.set_parts import Part, Shared, bytes_left, exactly, find_shared
 
 if TYPE_CHECKING:
-    from onnx_tailor.passes.base import Circumstances
+    from onnx_tailor.passes.base import Circumstances, Pass
     from onnx_tailor.passes.quantize import Quantize
-
-_AT_ONE_SIZE: tuple[Bits, ...] = (2, 4, 8)
-_FORMS = (Form(2, 16), Form(2, 32), Form(4, 128), Form(4, 64), Form(4, 32), Form(4, 16), Form(8, 128), Form(8, 32))
-"""What is tried where the block size is free: kernels everywhere take these blocks."""
-_MEASURED = Form(4, 32)
-_GRAPH_BYTES = 8192
-"""For each weight: its new nodes and names, and the gaps between aligned tensors."""
-
-Rules = Mapping[Selectable, NodeRule]
 
 
 def with_explicit_bits(
-    options: Quantize, model: TailorModel, circumstances: Circumstances, *, own_calibration: bool
-) -> Quantize:
-    """Return the pass with an entry of `nodes` for every weight that has no bits yet, by its goal.
+    passes: Sequence[Quantize], models: Sequence[TailorModel], circumstances: Circumstances, *, own_calibration: bool
+) -> list[Pass]:
+    """Return the passes with an entry of `nodes` for every weight that has no bits yet, by their goal.
 
     `own_calibration` says that the run itself made the calibration, which no other run will find.
 
     Raises:
         OptionError: the goal cannot be reached.
-        ModelError: the model cannot be run.
+        ModelError: a model cannot be run.
     """
+    options = passes[0]
     goal = parse_goal(options.budget, options.size, options.kl)
     assert goal is not None
-    candidates, mixtures = find_candidates(model), find_mixtures(model)
-    everything: list[Selectable] = [*candidates, *mixtures]
-    rules = select(options.nodes, everything)
-    require_here(model)
-    data = InputData.open(options.calibration, options.methods())
-    weights = weigh_all(options, candidates, mixtures, rules, data, circumstances)
-    if not weights:
+    parts = [Part.of(each, model, circumstances) for each, model in zip(passes, models, strict=True)]
+    one_store = circumstances.one_store or goal.file_bytes is None
+    shared, equal = find_shared(parts, one_store=one_store)
+    if not shared:
         raise OptionError("no weight is left whose bits could be chosen", key=("bits",))
-    own = {each.name: replace(rules.get(each) or NodeRule(), layers=None) for each in everything}
-    budget = _budget(goal, options, model, weights, candidates, rules)
-
-    def quantize(changed: TailorModel, forms: Mapping[str, Form], *, exact: bool = False) -> None:
-        rules = {each.pattern: _rule(own[each.name], forms[each.pattern]) for each in weights if each.pattern in forms}
-        tried = _exactly(options, rules) if exact else _quickly(options, rules)
-        for _ in tried.apply(changed, circumstances.target):
-            pass
-
-    runs = len(find_groups([each.place for each in weights])) + (0 if goal.kl is None else ROUNDS)
-    costs_of = Measure.of(model, unseen(model.path), runs, circumstances.progress)
-    costs = measured_costs(weights, costs_of, quantize)
-
-    def divergence(plan: Plan) -> float:
-        return costs_of.divergence(lambda changed, forms: quantize(changed, forms, exact=True), plan.forms)
-
-    if goal.kl is not None:
-        plan = within_divergence(weights, costs, goal.kl, divergence)
+    budget = bytes_left(goal, parts, shared, equal, one_store=one_store)
+    judges = find_judges(parts, shared, circumstances)
+    if budget is None:
+        assert goal.kl is not None
+        forms = _within_divergence(judges, goal.kl, circumstances)
     else:
-        assert budget is not None
-        plan = within_bytes(weights, costs, budget)
-    nodes: dict[str, Setting | NodeRule] = {
-        each.pattern: _rule(own[each.name], plan.forms[each.pattern]) for each in weights
-    }
-    explicit = _exactly(options, nodes | dict(options.nodes))
+        forms = _within_bytes(judges, budget)
+    nodes = _nodes(parts, shared, forms)
+    explicit = [exactly(part.options, each | dict(part.options.nodes)) for part, each in zip(parts, nodes, strict=True)]
     if options.plan is not None:
-        write_plan(options.plan, explicit, f"{goal} for {model.path.name}", keep_calibration=not own_calibration)
-    return explicit
+        united = replace(explicit[0], nodes=_united([each.nodes for each in explicit], options.nodes))
+        where = models[0].path.name if len(models) == 1 else f"{len(models)} files"
+        write_plan(options.plan, united, f"{goal} for {where}", keep_calibration=not own_calibration)
+    remarks = _remarks(judges)
+    return [Remarked(prepared=each, remarks=remarks[n]) if n in remarks else each for n, each in enumerate(explicit)]
 
 
-def _exactly(options: Quantize, nodes: Mapping[str, Setting | NodeRule]) -> Quantize:
-    """Return the pass as it is to run, with these settings of nodes."""
-    size = 32 if options.block_size == "auto" else options.block_size
-    settled = replace(options, bits=4, budget=None, size=None, kl=None, plan=None, block_size=size)
-    return replace(settled, nodes=nodes)
+def _within_bytes(judges: Sequence[Judge], budget: int) -> dict[int, Form]:
+    """Return the form of each shared weight that costs least within `budget` bytes.
+
+    Raises:
+        OptionError: even the fewest bits are too many.
+    """
+    elements = sum(map(_elements, judges))
+    forms: dict[int, Form] = {}
+    for judge in judges:
+        if not judge.in_nats:
+            forms |= _share(judge, budget * _elements(judge) // elements)
+    together = [judge for judge in judges if judge.in_nats]
+    members = [at for judge in together for at in judge.members]
+    if members:
+        weights = [together[0].shared[at].weight for at in members]
+        costs = [judge.costs[at] for judge in together for at in judge.members]
+        left = budget - _stored(together[0].shared, forms)
+        forms |= zip(members, within_bytes(weights, costs, left).forms, strict=True)
+    return forms
 
 
-def _quickly(options: Quantize, nodes: Mapping[str, Setting | NodeRule]) -> Quantize:
-    """Return the pass for a measurement: codes that gptq would choose take long to find."""
-    weighted = bool(options.methods() & DATA_METHODS)
-    plain = {name: replace(rule, method=None) for name, rule in nodes.items() if isinstance(rule, NodeRule)}
-    return replace(
-        _exactly(options, plain),
-        method="imatrix" if weighted else "k_quant",
-        calibration=options.calibration if weighted else None,
-        bits="float",
-        embeddings=False,
-    )
+def _within_divergence(judges: Sequence[Judge], limit: float, circumstances: Circumstances) -> dict[int, Form]:
+    """Return the form of each shared weight so that no file's predictions diverge further.
 
-
-def _rule(own: NodeRule, form: Form) -> NodeRule:
-    return replace(own, bits=form.bits, block_size=form.block_size or own.block_size)
-
-
-def _budget(
-    goal: Goal,
-    options: Quantize,
-    model: TailorModel,
-    weights: list[Weighed],
-    candidates: list[Candidate],
-    rules: Rules,
-) -> int | None:
-    """Return the bytes that the goal leaves for the weights that are to be chosen."""
-    size = measure([model], 0)
-    whole = goal.weight_bytes(size.parameters, graph_bytes(model) + _GRAPH_BYTES * len(candidates))
-    if whole is None:
-        return None
-    others = size.weight_bytes - sum(each.sizes[FLOAT] for each in weights)
-    for each in candidates:
-        rule = rules.get(each)
-        if rule is not None and isinstance(rule.bits, int):
-            job = QuantizeJob(
-                each.matrix.view, options.block_format(rule, rule.bits, widest(each)), "k_quant", each.name
-            )
-            others -= max(0, each.matrix.view.nbytes - stored_bytes(job))
-    return whole - others
-
-
-def weigh_all(
-    options: Quantize,
-    candidates: list[Candidate],
-    mixtures: list[Mixture],
-    rules: Rules,
-    data: InputData | None,
-    circumstances: Circumstances,
-) -> list[Weighed]:
-    """Return what has no bits by a rule, and could have some."""
-    found: list[Weighed | None] = []
-    for each in candidates:
-        rule = rules.get(each) or NodeRule()
-        usable = each.place.role != "router" and (bool(each.projections or each.stacks) or options.embeddings)
-        if rule.bits is None and usable:
-            found.append(_weighed(options, each, rule, data))
-    for mixture in mixtures:
-        rule = rules.get(mixture) or NodeRule()
-        if rule.bits is None:
-            found.append(_stack(options, mixture, rule, circumstances))
-    return [each for each in found if each is not None]
-
-
-def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
-    """Return the forms to choose from, and the one to measure in."""
-    block = rule.block_size or options.block_size
-    if block == "auto":
-        forms: tuple[Form, ...] = _FORMS
-        measured = _MEASURED
-    else:
-        forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)
-        measured = Form(4, block)
-    if options.format == "qdq":  # which has no 2 bits
-        forms = tuple(form for form in forms if form.bits != 2)
-    return forms, measured
-
-
-def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: InputData | None) -> Weighed | None:
-    method = rule.method or options.method
-    known = None if data is None else data.choose(candidate, method if method in DATA_METHODS else "imatrix")
-    importance = None if known is None else known.importance
-    view, (forms, measured) = candidate.matrix.view, _forms(options, rule)
-    inside = candidate.stacks[0].tail[1] if candidate.stacks else view.shape[1]
-    matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
-    if candidate.stacks:  # whole blocks alone
-        forms = tuple(form for form in forms if inside % form.block_size == 0)
-    kind = widest(candidate)
-    formats = {form: options.block_format(replace(rule, block_size=form.block_size), form.bits, kind) for form in forms}
-    sizes = {form: stored_bytes(QuantizeJob(view, fmt, "k_quant", candidate.name)) for form, fmt in formats.items()}
-    sizes = {form: min(size, view.nbytes) for form, size in sizes.items()} | {FLOAT: view.nbytes}
-    columns = None if importance is None else importance.columns
-    if measured not in formats:
-        return None
-    factor = None if known is None else known.factor
-    return Weighed(candidate.name, candidate.place, (matrix,), formats, sizes, measured, columns, factor)
-
-
-def _stack(options: Quantize, mixture: Mixture, rule: NodeRule, circumstances: Circumstances) -> Weighed | None:
-    """Return the experts of a mixture, if they can be quantized."""
-    views, weight = mixture.experts, mixture.operand(FC1)
-    if isinstance(views, str) or weight is None or weight.dtype is None:
-        return None
-    forms, measured = _forms(options, rule)
-    formats, sizes = {}, {FLOAT: sum(view.nbytes for view in views)}
-    for form in forms:
-        fmt = replace(options, scales="model").block_format(
-            replace(rule, block_size=form.block_size), form.bits, weight.dtype
+    Raises:
+        OptionError: no form is as near, or no file predicts.
+        ModelError: what is rewritten cannot be run.
+    """
+    forms: dict[int, Form] = {}
+    for judge in judges:
+        if judge.in_nats:
+            forms |= _reached(judge, limit, forms, circumstances)
+    if not forms:
+        raise OptionError(
+            "nothing here yields logits, so no divergence can be kept; give `budget` or `size`", key=("kl",)
         )
-        found = match_mixture(mixture, circumstances.target, fmt, "k_quant", "")
-        if not isinstance(found, Skip):
-            formats[form], sizes[form] = fmt, sum(stored_bytes(job) for job in found)
-    return Weighed(mixture.name, mixture.place, views, formats, sizes, measured, None) if measured in formats else None
+    elements = sum(judges[0].shared[at].elements for at in forms)
+    stored = _stored(judges[0].shared, forms)
+    for judge in judges:
+        if not judge.in_nats:
+            forms |= _share(judge, stored * _elements(judge) // elements)
+    return forms
+
+
+def _reached(judge: Judge, limit: float, settled: Mapping[int, Form], circumstances: Circumstances) -> dict[int, Form]:
+    measure = judge.measure
+    assert measure is not None
+    circumstances.progress.start("measuring what was chosen", measure.windows.size * ROUNDS, unit="tokens")
+
+    def measured(plan: Plan) -> float:
+        tried = {**settled, **dict(zip(judge.members, plan.forms, strict=True))}
+        return judge.divergence(tried, circumstances, exact=True)
+
+    weights, costs = [judge.shared[at].weight for at in judge.members], [judge.costs[at] for at in judge.members]
+    plan = within_divergence(weights, costs, limit, measured)
+    return dict(zip(judge.members, plan.forms, strict=True))
+
+
+def _share(judge: Judge, budget: int) -> dict[int, Form]:
+    """Return the forms of weights whose costs nothing else is comparable with, within their own budget.
+
+    Raises:
+        OptionError: even the fewest bits are too many.
+    """
+    weights = [judge.shared[at].weight for at in judge.members]
+    if judge.measure is None:
+        plan = alike(weights, budget)
+    else:
+        plan = within_bytes(weights, [judge.costs[at] for at in judge.members], budget)
+    return dict(zip(judge.members, plan.forms, strict=True))
+
+
+def _elements(judge: Judge) -> int:
+    return sum(judge.shared[at].elements for at in judge.members)
+
+
+def _stored(shared: Sequence[Shared], forms: Mapping[int, Form]) -> int:
+    """Return the bytes of the weights in these forms."""
+    return sum(shared[at].weight.sizes[form] for at, form in forms.items())
+
+
+def _nodes(parts: Sequence[Part], shared: Sequence[Shared], forms: Mapping[int, Form]) -> list[dict[str, NodeRule]]:
+    """Return for each file the entries of `nodes` that give its weights their forms."""
+    found: list[dict[int, Form]] = [{} for _ in parts]
+    for at, form in forms.items():
+        for file, number in shared[at].places:
+            found[file][number] = form
+    return [part.entries(dict(sorted(own.items()))) for part, own in zip(parts, found, strict=True)]
+
+
+def _united(
+    nodes: Sequence[Mapping[str, Setting | NodeRule]], asked: Mapping[str, Setting | NodeRule]
+) -> dict[str, Setting | NodeRule]:
+    """Return the entries of all files as those of one recipe, those of the user's own last.
+
+    Raises:
+        OptionError: two files have different settings under one name.
+    """
+    united: dict[str, Setting | NodeRule] = {}
+    for pattern, setting in ((p, s) for each in nodes for p, s in each.items() if p not in asked):
+        if united.setdefault(pattern, setting) != setting:
+            raise OptionError(
+                f"two files have a weight {pattern!r} with different bits, which no recipe for both can say; leave "
+                "`plan` out, or run them one by one",
+                key=("plan",),
+            )
+    return united | dict(asked)
+
+
+def _remarks(judges: Sequence[Judge]) -> dict[int, dict[str, str]]:
+    """Return by file and weight how bits were chosen, where that is not by the file's own predictions."""
+    found: dict[int, dict[str, str]] = {}
+    for judge in judges:
+        names = [part.model.path.name for part in judge.parts]
+        share = " within an even share of the goal" if len(names) > 1 else ""
+        for at in judge.members:
+            file, number = judge.shared[at].places[0]
+            if judge.measure is None:
+                remark = f"the same bits for all of this file{share}, since it cannot be run: {judge.reason}"
+            elif not judge.in_nats:
+                remark = f"bits by what the file's own outputs lose{share}, since it yields no logits"
+            elif file != judge.file:
+                remark = f"bits by what the predictions of {names[judge.file]} lose"
+            else:
+                continue
+            found.setdefault(file, {})[judge.parts[file].weights[number].name] = remark
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +28,8 @@ class Circumstances:
     progress: Progress
     dry_run: bool = False
     """Nothing will be written: what only the values of weights depend on need not be found out."""
+    one_store: bool = True
+    """The files of a set share one data file, so that a weight that several have is stored once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,15 @@ class Pass(ABC):
             OptionError: an option does not fit this model.
         """
         return self
+
+    def prepare_set(self, models: Sequence[TailorModel], circumstances: Circumstances) -> Sequence[Pass]:
+        """Return for each file of a set the pass that is applied to it. None of them is rewritten by this step yet.
+
+        Raises:
+            ModelError: a model cannot be run.
+            OptionError: an option does not fit the set.
+        """
+        return [self.prepare(model, circumstances) for model in models]
 
     @abstractmethod
     def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:

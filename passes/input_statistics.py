@@ -12,7 +12,6 @@ from onnx_tailor.calibration.lookup import statistics
 from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.quant import Method
 from onnx_tailor.weights.factors import FactorCache, SharedFactor
 from onnx_tailor.weights.quantize_job import Importance
@@ -91,19 +90,3 @@ def require_here(model: TailorModel) -> None:
             "the recipe runs the model to look at its inputs, which needs all files on this machine; run `onnx-tailor "
             "calibrate` on a copy, and give `calibration: FILE`"
         )
-
-
-def self_calibrated(model: TailorModel, circumstances: Circumstances, *, hessians: bool) -> Path:
-    """Calibrate the file that `model` was read from, on the bundled text or at worst on random tokens.
-
-    Raises:
-        ModelError: the model cannot be run.
-    """
-    from onnx_tailor.calibration.calibrate import calibrate  # ONNX Runtime takes long to import
-    from onnx_tailor.calibration.tokens import choose
-
-    require_here(model)
-    out = circumstances.scratch / f"{model.path.name}.npz"
-    if not out.exists():
-        calibrate(model.path, out, choose(model.path), hessians=hessians, progress=circumstances.progress)
-    return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -20,12 +20,12 @@ from onnx_tailor.graph.projections import match_projection
 from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
-from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData, self_calibrated
+from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select
-from onnx_tailor.passes.set_tables import quantized_in_set
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select, split
+from onnx_tailor.passes.set_weights import QuantizedInSet
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -119,24 +119,39 @@ class Quantize(Pass):
                     f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
                 ) from error
 
-    def prepare(self, model: TailorModel, circumstances: Circumstances) -> Quantize:
+    def prepare(self, model: TailorModel, circumstances: Circumstances) -> Pass:
+        """Do as `prepare_set` for one file."""
+        return self.prepare_set([model], circumstances)[0]
+
+    def prepare_set(self, models: Sequence[TailorModel], circumstances: Circumstances) -> Sequence[Pass]:
         """Calibrate, where a method needs that and no file is given, and choose the bits that are `auto`.
 
         Raises:
-            ModelError: the model cannot be run.
-            OptionError: the goal cannot be reached.
+            ModelError: a model cannot be run.
+            OptionError: the goal cannot be reached, or a pattern of `nodes` matches no weight of the set.
         """
         found = self._explicit_method()
-        automatic = found.bits == "auto"
-        needed = found.calibration is None and bool(found.methods() & DATA_METHODS) and bool(find_candidates(model))
-        if needed and (automatic or not circumstances.dry_run):
-            path = self_calibrated(model, circumstances, hessians="gptq" in found.methods())
-            found = replace(found, calibration=path)
-        if automatic:
-            from onnx_tailor.passes.automatic_bits import with_explicit_bits  # ONNX Runtime takes long to import
+        passes = found._for_each(models)
+        calibrates = found.calibration is None and bool(found.methods() & DATA_METHODS)
+        if calibrates and (found.bits == "auto" or not circumstances.dry_run):
+            from onnx_tailor.passes.self_calibration import self_calibrated  # ONNX Runtime takes long to import
 
-            found = with_explicit_bits(found, model, circumstances, own_calibration=needed)
-        return found
+            passes = self_calibrated(passes, models, circumstances)
+        if found.bits != "auto":
+            return passes
+        from onnx_tailor.passes.automatic_bits import with_explicit_bits
+
+        return with_explicit_bits(passes, models, circumstances, own_calibration=calibrates)
+
+    def _for_each(self, models: Sequence[TailorModel]) -> list[Quantize]:
+        """Return for each file of a set the pass with those entries of `nodes` that mean a weight of it."""
+        if not self.nodes:
+            return [self] * len(models)
+        nodes = split(self.nodes, [[*find_candidates(model), *find_mixtures(model)] for model in models])
+        passes = [replace(self, nodes=each) for each in nodes]
+        if self.methods() & DATA_METHODS:  # it may be that of an entry alone
+            passes = [each if each.methods() & DATA_METHODS else replace(each, calibration=None) for each in passes]
+        return passes
 
     def _explicit_method(self) -> Quantize:
         """Return what `best` stands for."""
@@ -176,11 +191,12 @@ class Quantize(Pass):
                 "layers; use k_quant_last, or `nodes`"
             )
         data = InputData.open(self.calibration, self.methods())
+        in_set = QuantizedInSet(model)
         yield from _unusable(model)
         otherwise = "method" if self.method.endswith(("_last", "_mixed")) else "bits"
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
-            found = self.match(model, candidate, rules.get(candidate), layers, data)
+            found = self.match(candidate, rules.get(candidate), layers, data, in_set)
             done = found if isinstance(found, Skip) else self._rewrite(model, target, candidate, found)
             yield replace(done, details={**told, **done.details})
         for mixture in mixtures:
@@ -188,13 +204,18 @@ class Quantize(Pass):
         model.sweep()
 
     def match(
-        self, model: TailorModel, candidate: Candidate, rule: NodeRule | None, layers: int, data: InputData | None
+        self,
+        candidate: Candidate,
+        rule: NodeRule | None,
+        layers: int,
+        data: InputData | None,
+        in_set: QuantizedInSet,
     ) -> QuantizeJob | Skip:
         """Decide how one weight is stored; edits nothing."""
         if rule is None and candidate.tables and not candidate.projections:
-            known = quantized_in_set(model, candidate.matrix.view)
+            known = in_set.find(candidate.matrix.view)
             if known is not None:
-                return replace(known, name=candidate.matrix.name)
+                return replace(known[0], name=candidate.matrix.name)
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
         if bits in {"float", "skip"}:
@@ -206,6 +227,8 @@ class Quantize(Pass):
                 "`nodes: {'role:router': 8}` quantizes it",
             )
         fmt = self.block_format(rule, bits, widest(candidate))
+        if self.format == "qdq" and candidate.tables:  # rows are unpacked by arithmetic on unsigned codes
+            fmt = replace(fmt, symmetric=False)
         uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
         if uneven:
             return Skip(
@@ -220,7 +243,7 @@ class Quantize(Pass):
         method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
         if method in DATA_METHODS:
-            chosen = data.choose(candidate, method) if data is not None else Choice("k_quant", remark=_UNKNOWN[method])
+            chosen = _by_data(candidate, method, fmt, data, in_set)
         job = QuantizeJob(
             candidate.matrix.view,
             fmt,
@@ -231,10 +254,9 @@ class Quantize(Pass):
             remark=chosen.remark,
         )
         if self.format == "qdq":
-            standard = match_qdq(candidate, job)
-            if isinstance(standard, Skip):
-                return standard
-            job = standard
+            refused = match_qdq(candidate, job)
+            if refused is not None:
+                return refused
         after = stored_bytes(job)
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
@@ -284,6 +306,21 @@ class Quantize(Pass):
             if i < eighth or i >= 7 * eighth or (i - round(eighth)) % 3 == 2:
                 return 8
         return self.bits
+
+
+def _by_data(
+    candidate: Candidate, method: str, fmt: BlockFormat, data: InputData | None, in_set: QuantizedInSet
+) -> Choice:
+    """Return how a method that looks at data treats a weight: as another file does that has it, to be stored once."""
+    known = in_set.find(candidate.matrix.view)
+    if known is not None and known[0].format == fmt:
+        job, file = known
+        remark = "; ".join(filter(None, [f"as in {file}, which has the same weight", job.remark]))
+        return Choice(job.method, job.importance, job.factor, remark)
+    if data is not None:
+        return data.choose(candidate, method)
+    unread = f"{method} is not possible: no projection multiplies it"
+    return Choice("k_quant", remark=_UNKNOWN[method] if candidate.projections else unread)
 
 
 def _unusable(model: TailorModel) -> Iterator[Skip]:

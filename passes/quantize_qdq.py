@@ -9,8 +9,6 @@ head.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 
 from onnx_tailor.graph.meaning.candidates import Candidate
@@ -30,8 +28,8 @@ _SIGNED = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 _UNSIGNED = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 
 
-def match_qdq(candidate: Candidate, job: QuantizeJob) -> QuantizeJob | Skip:
-    """Decide how the weight is stored behind DequantizeLinear; edits nothing."""
+def match_qdq(candidate: Candidate, job: QuantizeJob) -> Skip | None:
+    """Return why the weight cannot stand behind DequantizeLinear, or None if it can; edits nothing."""
     (rows, columns), fmt = job.view.shape, job.format
     reason = None
     if fmt.bits not in _UNSIGNED:
@@ -46,10 +44,7 @@ def match_qdq(candidate: Candidate, job: QuantizeJob) -> QuantizeJob | Skip:
         reason = f"{rows} output features of {fmt.bits} bits fill no whole bytes"
     elif any(projection.weight.dtype != widest(candidate) for projection in candidate.projections):
         reason = "its readers take it in two types"
-    if reason is not None:
-        return Skip(where=candidate.name, reason=reason)
-    # The rows of a table are unpacked by arithmetic on unsigned codes.
-    return replace(job, format=replace(fmt, symmetric=False)) if candidate.tables else job
+    return None if reason is None else Skip(where=candidate.name, reason=reason)
 
 
 def rewrite_qdq(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> Change:

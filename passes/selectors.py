@@ -51,6 +51,10 @@ class NodeRule:
     """Only these layers, as in "0-2,15-17"."""
 
 
+Rules = Mapping[Selectable, NodeRule]
+"""The rule of each weight that one names."""
+
+
 def layer_set(text: str) -> frozenset[int]:
     """Parse "0-2,15-17".
 
@@ -84,6 +88,25 @@ def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selecta
         for candidate in inside:
             chosen.setdefault(candidate, rule)
     return chosen
+
+
+def split(
+    nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Sequence[Selectable]]
+) -> list[dict[str, Setting | NodeRule]]:
+    """Return for each file's candidates the entries that match one of them.
+
+    Raises:
+        OptionError: a pattern matches no weight of any file.
+    """
+    select(nodes, [each for file in candidates for each in file])
+    return [
+        {
+            pattern: setting
+            for pattern, setting in nodes.items()
+            if any(first_match({pattern: setting}, each) is not None for each in file)
+        }
+        for file in candidates
+    ]
 
 
 def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Selectable) -> str | None:

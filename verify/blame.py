@@ -129,7 +129,7 @@ def _whole(reference: Path, candidate: Path, windows: npt.NDArray[np.int64]) -> 
 
 def _logits(model: LanguageModel, ids: npt.NDArray[np.int64], weights: Mapping[str, npt.NDArray[Any]]) -> Any:
     assert model.logits is not None
-    return model.prefill(ids, weights=weights)[model.logits][0]
+    return model.prefill(ids, given=weights)[model.logits][0]
 
 
 def _share(pair: Pair, errors: npt.NDArray[np.float64], kl: float, tokens: int) -> Share:

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnx_tailor.verify.embedder import INPUT
+from onnx_tailor.verify.feeds import IDS
+from onnx_tailor.weights.protobuf import read_skeleton
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["head_size", "table_rows", "windows"]
+__all__ = ["head_size", "reads_tokens", "table_rows", "windows"]
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -53,11 +57,20 @@ def windows(path: Path) -> dict[str, int]:
     return found
 
 
+def reads_tokens(path: Path) -> bool:
+    """Whether what the model computes depends on token ids, which an encoder of sounds or images does not take.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return any(each.name in {*IDS, INPUT} for each in read_skeleton(path).graph.input)
+
+
 def table_rows(path: Path) -> int | None:
     """Return the rows of the table that the token ids gather from, or None where there is no such table."""
     graph = _load(path)
     rows = {each.name: int(each.dims[0]) for each in graph.initializer if len(each.dims) >= 2}
-    ids = {each.name for each in graph.input if each.name in {"input_ids", "decoder_input_ids"}}
+    ids = {each.name for each in graph.input if each.name in IDS}
     for node in graph.node:  # in topological order, as ONNX demands
         if node.op_type in _PASSING and node.input[0] in ids:
             ids.update(node.output)

@@ -14,12 +14,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.errors import ModelError
+from onnx_tailor.errors import InputsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENCODER_LENGTH", "Cache", "Input", "Sizes", "feeds", "is_past"]
+__all__ = ["ENCODER_LENGTH", "IDS", "Cache", "Input", "Sizes", "feeds", "is_past"]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
@@ -37,7 +37,8 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
 }
-_IDS = ("decoder_input_ids", "input_ids")
+IDS = ("decoder_input_ids", "input_ids")
+"""Names of the input that takes the tokens."""
 _CROSS = ("encoder", "cross")
 _HEAD_SIZES = ("head_dim", "head_size", "kv_cache_dim")
 
@@ -81,7 +82,7 @@ def feeds(inputs: tuple[Input, ...], ids: npt.NDArray[np.int64], past: Cache | N
     """Fill every input for ids [b, s] after `past`, or from the start where it is None.
 
     Raises:
-        ModelError: an input has a name, type or shape that cannot be filled.
+        InputsError: an input has a name, type or shape that cannot be filled.
 
     """
     scope = _Scope(inputs, ids, past, sizes)
@@ -103,7 +104,7 @@ class _Scope:
         self.past_length = past.length if past else 0
         self.sizes = sizes
         self.names = frozenset(each.name for each in inputs)
-        named = next((each for each in inputs if each.name in _IDS), None)
+        named = next((each for each in inputs if each.name in IDS), None)
         symbols = named.shape if named and len(named.shape) == 2 else (None, None)
         # torch's own symbols (s72, s53) mean nothing but through the ids that share them.
         self.symbols = {
@@ -114,7 +115,7 @@ class _Scope:
         """Return the array for one input.
 
         Raises:
-            ModelError: no rule knows the input.
+            InputsError: no rule knows the input.
 
         """
         if each.type not in _DTYPES:
@@ -220,6 +221,6 @@ def _fixed_random(each: Input, shape: tuple[int, ...]) -> Array:
     return values.astype(ml_dtypes.bfloat16).astype(np.float32).astype(np.float16)
 
 
-def _unfillable(each: Input, why: str) -> ModelError:
+def _unfillable(each: Input, why: str) -> InputsError:
     shape = ", ".join(str(dim) for dim in each.shape)
-    return ModelError(f"The input {each.name} [{shape}] cannot be filled from tokens: {why}.")
+    return InputsError(f"The input {each.name} [{shape}] cannot be filled from tokens: {why}.")

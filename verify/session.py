@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.errors import InputsError, ModelError, UsageError
 from onnx_tailor.verify.embedder import INPUT, embedder_of
 from onnx_tailor.verify.facts import head_size, table_rows, windows
 from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
@@ -123,23 +123,24 @@ class LanguageModel:
         return int(self.prefill(np.zeros((1, 2), np.int64))[self.logits].shape[-1])
 
     def prefill(
-        self, ids: Ids, past: Cache | None = None, *, weights: Mapping[str, Array] | None = None
+        self, ids: Ids, past: Cache | None = None, *, given: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         """Run ids [b, s] at once, after `past` where it is given; return every output by name.
 
-        `weights` are fed for initializers that the graph lets a run override. bfloat16 outputs are arrays of
-        ml_dtypes.bfloat16.
+        `given` are fed in the place of what the inputs of these names would be, also for initializers that the graph
+        lets a run override. bfloat16 outputs are arrays of ml_dtypes.bfloat16.
 
         Raises:
-            ModelError: an input cannot be filled, or the run fails.
+            InputsError: an input cannot be filled.
+            ModelError: the run fails.
 
         """
         try:
-            values = feeds(self.inputs, ids, past, self._sizes) | dict(weights or {})
+            values = feeds(self.inputs, ids, past, self._sizes) | dict(given or {})
             if self._embedder is not None:
                 values[INPUT] = next(iter(self._embedder.prefill(ids).values()))
         except ModelError as error:
-            raise ModelError(f"The {self.role} {self.path} cannot be run. {error}") from error
+            raise InputsError(f"The {self.role} {self.path} cannot be run. {error}") from error
         try:
             results = self._run({name: _to_runtime(value) for name, value in values.items()})
             outputs = {name: _to_numpy(value) for name, value in zip(self.outputs, results, strict=True)}

@@ -30,7 +30,7 @@ def share_equal(tensors: Iterable[WeightTensor]) -> None:
     """
     tensors = list(tensors)
     views = list(dict.fromkeys(view for tensor in tensors for view in _views(tensor.blob.job)))
-    same = _equal_views(views)
+    same = equal_views(views)
     if not same:
         return
     first: dict[Job, Job] = {}
@@ -85,10 +85,16 @@ def _beside(job: Any, known: Any) -> Any:
     return replace(job, **shared)
 
 
-def _equal_views(views: list[Window]) -> dict[Window, Window]:
-    """Return, for each view that equals an earlier one, that one."""
+def equal_views(views: list[Window]) -> dict[Window, Window]:
+    """Return, for each view whose bytes in its own order are those of an earlier one, that one.
+
+    A contiguous view counts as earlier than one that is not.
+
+    Raises:
+        ModelError: a weight cannot be read.
+    """
     same: dict[Window, Window] = {}
-    for alike in _groups(views, [lambda view: view.nbytes, _glance, _sample, _digest]):
+    for alike in _groups(views, [lambda view: view.nbytes, _glance, sample, _digest]):
         # A contiguous view can stand for any other of its bytes.
         kept: list[Window] = []
         for view in sorted(alike, key=lambda view: not view.is_contiguous):
@@ -120,7 +126,7 @@ def _glance(view: Window) -> bytes:
     return _ends(view, _GLANCE)
 
 
-def _sample(view: Window) -> bytes:
+def sample(view: Window) -> bytes:
     """Return some bytes of both ends."""
     return _ends(view, _SAMPLE)
 

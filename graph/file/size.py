@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -30,8 +30,11 @@ def weight_tensors(model: TailorModel) -> Iterator[ir.Value]:
         yield from (value for value in graph.initializers.values() if value not in seen)
 
 
-def measure(models: Sequence[TailorModel], file_bytes: int) -> Size:
-    """Return the size of models whose files have `file_bytes` together. Tensors on the same bytes count once."""
+def measure(models: Sequence[TailorModel], file_bytes: int, same: Mapping[Blob, Blob] | None = None) -> Size:
+    """Return the size of models whose files have `file_bytes` together.
+
+    Tensors on the same bytes count once, and so do those on blobs that `same` leads to one.
+    """
     counted: dict[object, tuple[int, int]] = {}
     for model in models:
         roles = _quantized_operands(model)
@@ -39,7 +42,9 @@ def measure(models: Sequence[TailorModel], file_bytes: int) -> Size:
             tensor = value.const_value
             if tensor is None:
                 continue
-            key: Blob | ir.Value = tensor.blob if isinstance(tensor, WeightTensor) else value
+            key: Blob | ir.Value = value
+            if isinstance(tensor, WeightTensor):
+                key = (same or {}).get(tensor.blob, tensor.blob)
             elements = roles.get(value, tensor.size if tensor.dtype in FLOATS else 0)
             # An alias may be read by one operator as codes: the larger count is the true one.
             counted[key] = (tensor.nbytes, max(elements, counted.get(key, (0, 0))[1]))

@@ -19,9 +19,9 @@ from onnx_tailor.calibration.bit_budget import FLOAT, Form
 from onnx_tailor.graph.file.load import load
 from onnx_tailor.graph.meaning.candidates import find_candidates
 from onnx_tailor.graph.meaning.mixtures import find_mixtures
-from onnx_tailor.passes.automatic_bits import weigh_all
 from onnx_tailor.passes.base import Circumstances
 from onnx_tailor.passes.quantize import Quantize
+from onnx_tailor.passes.weigh import weigh_all
 from onnx_tailor.progress import Silent
 from onnx_tailor.report import Change
 from onnx_tailor.targets import TARGETS
