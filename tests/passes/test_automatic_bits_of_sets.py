@@ -87,7 +87,7 @@ def test_an_encoder_is_measured_by_the_decoder_that_reads_it(tmp_path: Path) -> 
 
 def test_an_encoder_of_sounds_is_measured_likewise(tmp_path: Path) -> None:
     source = models.save(tmp_path / "set", cross=20.0)
-    models.listener(source / "encoder_model.onnx", values(encoder_a=0.02))
+    models.listener(source / "encoder_model.onnx", values(encoder_a=0.02, encoder_b=0.3))
     report = tailor(source, tmp_path / "out", "method: best, budget: 5 bpw")
     found = changes(report, "encoder_model.onnx")
     assert found["encoder.a"].details["bits"] < found["encoder.b"].details["bits"]
