@@ -12,7 +12,7 @@ from onnx_tailor.console.lazy import lazy
 
 __all__ = ["start"]
 
-_COLLECT_AFTER = 100_000
+_COLLECT_AFTER = 500_000
 """Objects made since the last search for cycles. A graph is some hundred thousand objects that all live to the end;
 with Python's own 700, a search through them would begin again and again."""
 _TURN = 0.0005

@@ -181,7 +181,7 @@ def behind(value: ir.Value | None, *op_types: str) -> ir.Value | None:
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether `node` is one of the ONNX operators `op_types` of the default domain."""
-    return node is not None and node.domain in ONNX_DOMAINS and node.op_type in op_types
+    return node is not None and node.op_type in op_types and node.domain in ONNX_DOMAINS
 
 
 def is_contrib(node: ir.Node | None, *op_types: str) -> bool:

@@ -118,42 +118,26 @@ def read_skeleton(path: Path) -> onnx.ModelProto:
 
 def _strip(data: _Bytes, location: str) -> bytes:
     parts = _rewrite(data, 0, data.size, _MODEL, location, 0)
-    return b"".join(data.read(part.start, part.stop) if isinstance(part, slice) else part for part in _joined(parts))
-
-
-def _joined(parts: list[slice | bytes]) -> Iterator[slice | bytes]:
-    """Yield the parts, with neighbouring ranges of the file as one."""
-    start = stop = 0
-    for part in parts:
-        if isinstance(part, slice) and part.start == stop:
-            stop = part.stop
-            continue
-        if stop > start:
-            yield slice(start, stop)
-        start = stop = 0
-        if isinstance(part, slice):
-            start, stop = part.start, part.stop
-        else:
-            yield part
-    if stop > start:
-        yield slice(start, stop)
+    return b"".join(data.read(part.start, part.stop) if isinstance(part, slice) else part for part in parts)
 
 
 def _rewrite(data: _Bytes, start: int, end: int, message: _Message, location: str, depth: int) -> list[slice | bytes]:
-    """Return the message between `start` and `end` as ranges to copy and bytes to insert."""
+    """Return the message between `start` and `end` as ranges to copy and bytes to insert; one range if all of it."""
     if depth > _MAX_DEPTH:
         raise _MalformedError(f"its messages are nested more than {_MAX_DEPTH} deep")
     if message is _TENSOR:
         return _rewrite_tensor(data, start, end, location)
     parts: list[slice | bytes] = []
+    kept = start  # what follows here is copied as it stands, up to the next field that is not
     for number, wire, begin, value, stop in _fields(data, start, end):
-        child = message.children.get(number) if wire == _BYTES else None
-        if child is None or stop - value < INLINE_LIMIT:
-            parts.append(slice(begin, stop))
+        child = message.children.get(number) if wire == _BYTES and stop - value >= INLINE_LIMIT else None
+        if child is None:
             continue
         inner = _rewrite(data, value, stop, child, location, depth + 1)
-        parts += [_tag(number), _varint(sum(_length(part) for part in inner)), *inner]
-    return parts
+        if inner != [slice(value, stop)]:
+            parts += [slice(kept, begin), _tag(number), _varint(sum(_length(part) for part in inner)), *inner]
+            kept = stop
+    return [*parts, slice(kept, end)]
 
 
 def _rewrite_tensor(data: _Bytes, start: int, end: int, location: str) -> list[slice | bytes]:
@@ -178,7 +162,10 @@ def _fields(data: _Bytes, start: int, end: int) -> Iterator[tuple[int, int, int,
     at = start
     while at < end:
         begin = at
-        key, at = _read_varint(data, at, end)
+        key = data[at]
+        at += 1
+        if key > 0x7F:  # most are of one byte
+            key, at = _read_varint(data, begin, end)
         number, wire = key >> 3, key & 7
         if wire == _BYTES:
             size, at = _read_varint(data, at, end)
@@ -199,9 +186,9 @@ def _read_varint(data: _Bytes, at: int, end: int) -> tuple[int, int]:
     while at < end and shift < 70:
         byte = data[at]
         at += 1
-        result |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return result, at
+            return result | byte << shift, at
+        result |= (byte & 0x7F) << shift
         shift += 7
     raise _MalformedError(f"no end of the number before byte {at}")
 

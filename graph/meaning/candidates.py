@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -58,8 +58,11 @@ class Candidate:
         return tuple(dict.fromkeys(found))
 
 
-def find_candidates(model: TailorModel) -> list[Candidate]:
-    """Return every float weight that a projection, a token Gather or a router's choice reads, each byte range once."""
+def find_candidates(model: TailorModel, places: Mapping[ir.Node, Place] | None = None) -> list[Candidate]:
+    """Return every float weight that a projection, a token Gather or a router's choice reads, each byte range once.
+
+    Their `places` are looked for where the caller has not found them yet.
+    """
     projections: dict[Window, list[Projection]] = {}
     tables: dict[Window, list[Table]] = {}
     stacks: dict[Window, list[Stack]] = {}
@@ -73,7 +76,8 @@ def find_candidates(model: TailorModel) -> list[Candidate]:
     for stack in find_stacks(model):
         stacks.setdefault(stack.matrix.view, []).append(stack)
         matrices.setdefault(stack.matrix.view, stack.matrix)
-    places = find_places(model, head_nodes(model))
+    if places is None:
+        places = find_places(model, head_nodes(model))
     found = []
     for view, matrix in matrices.items():
         readers, gathers, choices = projections.get(view, []), tables.get(view, []), stacks.get(view, [])
@@ -96,7 +100,7 @@ def expert_place(where: Place | None) -> Place:
     return Place(None if where is None else where.layer, "expert", ", ".join(told_by))
 
 
-def _place(readers: list[ir.Node], gathers: list[Table], places: dict[ir.Node, Place]) -> Place:
+def _place(readers: list[ir.Node], gathers: list[Table], places: Mapping[ir.Node, Place]) -> Place:
     if not readers:
         return Place(None, "embedding", "structure") if gathers else Place(None, None, "nothing")
     found = [places[reader] for reader in readers]

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.meaning.products import Product, find_products
-from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
+from onnx_tailor.graph.model import ONNX_DOMAINS, TailorModel, is_contrib, is_op
+from onnx_tailor.graph.walk import inner_graphs
 
 _NO_FLOW = ("Shape", "Size", "NonZero", "ConstantOfShape", "Range")
 _ONE_INPUT = ("Reshape", "Expand", "Slice", "Unsqueeze", "Squeeze", "Tile", "Pad", "Split")
@@ -29,7 +30,7 @@ class Flow:
     def __init__(self, model: TailorModel) -> None:
         self.nodes = list(model.nodes())
         self.products = find_products(self.nodes)
-        self._owner: dict[ir.Graph, ir.Node] = {graph: node for node in self.nodes for graph in _subgraphs(node)}
+        self._owner: dict[ir.Graph, ir.Node] = {graph: node for node in self.nodes for graph in inner_graphs(node)}
 
     def before(
         self, value: ir.Value, *, stop: Callable[[ir.Node], bool] | None = None, most: int | None = None
@@ -136,7 +137,7 @@ class Flow:
         for node in self.nodes:  # the traversal yields a node before its subgraphs
             while held and not _inside(node, held[-1], self._owner):
                 yield held.pop()
-            if _subgraphs(node):
+            if next(inner_graphs(node), None) is not None:  # a graph without nodes is false
                 held.append(node)
             else:
                 yield node
@@ -158,16 +159,6 @@ class Reached:
         """Whether the search came to its end."""
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
-
-
 def _inside(node: ir.Node, holder: ir.Node, owner: dict[ir.Graph, ir.Node]) -> bool:
     graph = node.graph
     while isinstance(graph, ir.Graph) and graph in owner:
@@ -179,16 +170,17 @@ def _inside(node: ir.Node, holder: ir.Node, owner: dict[ir.Graph, ir.Node]) -> b
 
 def _sources(value: ir.Value, node: ir.Node) -> list[ir.Value]:
     """Return the values from which `value`, an output of `node`, gets its numbers."""
-    if is_op(node, *_NO_FLOW):
+    op_type = node.op_type if node.domain in ONNX_DOMAINS else ""
+    if op_type in _NO_FLOW:
         return []
-    if is_op(node, "If"):
+    if op_type == "If":
         index = next(i for i, each in enumerate(node.outputs) if each is value)
-        return [graph.outputs[index] for graph in _subgraphs(node)]
-    if is_op(node, *_ONE_INPUT):
+        return [graph.outputs[index] for graph in inner_graphs(node)]
+    if op_type in _ONE_INPUT:
         return [each for each in node.inputs[:1] if each is not None]
-    if is_op(node, "Where"):
+    if op_type == "Where":
         return [each for each in node.inputs[1:] if each is not None]
-    outer = [graph.outputs[i] for graph in _subgraphs(node) for i in range(len(graph.outputs))]
+    outer = [each for graph in inner_graphs(node) for each in graph.outputs]
     return [each for each in node.inputs if each is not None] + outer
 
 

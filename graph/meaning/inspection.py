@@ -61,7 +61,7 @@ def inspect_model(model: TailorModel, file_bytes: int) -> FileInspection:
     ]
     places = find_places(model, head_nodes(model))
     heads = [_head(head) for head in find_heads(model)]
-    candidates = find_candidates(model)
+    candidates = find_candidates(model, places)
     projections = [_projection(candidate) for candidate in candidates if candidate.projections or candidate.stacks]
     projections += [_quantized_stack(found) for found in block_tables if _is_stack(found)]
     projections += [_quantized_projection(n, places[n]) for n in model.nodes() if is_contrib(n, "MatMulNBits")]
