@@ -109,8 +109,8 @@ def _measure(model: Path, recipe: str, scratch: Path) -> dict[str, float]:
     return {
         "peak_mib": usage.ru_maxrss * unit / (1 << 20),
         "forecast_mib": forecast["memory_bytes"] / (1 << 20),
-        # A block of work is a tile: 4 MiB, or 2048 elements of each of WIDTH rows that lie apart.
-        "allowance": 3 * max(4 << 20, 512 * WIDTH * 4),
+        # A block of work is a tile: of a weight by columns 2 MiB that are read at a time, and at most 8 MiB of results.
+        "allowance": 3 * (10 << 20),
         "seconds": seconds,
         "output_bytes": size,
         "own_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / (1 << 20),

@@ -7,8 +7,6 @@ import sys
 from onnx_tailor.output.duration import expected_seconds
 from onnx_tailor.output.write import Job
 from onnx_tailor.report import Forecast
-from onnx_tailor.weights.jobs import WORK, tile_bytes
-from onnx_tailor.weights.jobs import Job as WeightJob
 from onnx_tailor.weights.pool import BUDGET, workers
 
 _KERNELS = 128 << 20
@@ -21,7 +19,8 @@ def forecast(job: Job) -> Forecast:
     Raises:
         ModelError: a weight cannot be read or computed.
     """
-    largest = WORK * max((_largest_tile(each) for each in job.storage.plan.by_job()), default=0)
+    jobs = job.storage.plan.by_job()
+    largest = max((each.work_bytes(tile) for each in jobs for tile in each.tiles()), default=0)
     return Forecast(
         file_bytes=job.file_bytes,
         disk_bytes=job.disk_bytes(),
@@ -29,13 +28,6 @@ def forecast(job: Job) -> Forecast:
         read_bytes=job.read_bytes,
         seconds=expected_seconds(job),  # last: it loads the kernels, which the memory has in it already
     )
-
-
-def _largest_tile(job: WeightJob) -> int:
-    """Return the bytes that the largest tile of a job reads."""
-    tiles = job.tiles()
-    total = sum(stop - start for start, stop in tiles)
-    return max((tile_bytes(job, tile, total) for tile in tiles), default=0)
 
 
 def _resident() -> int:

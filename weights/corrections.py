@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.quant.quantize import unpack
-from onnx_tailor.weights.jobs import Piece
+from onnx_tailor.weights.jobs import WORK, Piece
 from onnx_tailor.weights.view import Window
 
 
@@ -48,6 +48,10 @@ class CorrectionJob:
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows."""
         return self.scales.tiles()
+
+    def work_bytes(self, tile: tuple[int, int]) -> int:
+        """Return about how many bytes are in memory while `tile` is computed."""
+        return WORK * (self.scales.rows(*tile).nbytes + self.zero_points.rows(*tile).nbytes)
 
     def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
         """Compute the corrections of one tile."""

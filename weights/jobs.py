@@ -29,6 +29,9 @@ class Job(Hashable, Protocol):
     def tiles(self) -> list[tuple[int, int]]:
         """Return the independent parts of the job."""
 
+    def work_bytes(self, tile: tuple[int, int]) -> int:
+        """Return about how many bytes are in memory while `tile` is computed."""
+
     def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
         """Yield the bytes that `tile` contributes to the `wanted` outputs."""
 
@@ -42,6 +45,10 @@ class Measuring(Protocol):
 
     def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
         """Take over what an earlier run measured on `tile`."""
+
+
+WORK = 3
+"""Bytes in memory for each byte that is read at once: the tile, its float32 form, what is computed from it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,10 @@ class CopyJob:
         """Return ranges of bytes of a contiguous view, of rows of another."""
         return self._source().tiles()
 
+    def work_bytes(self, tile: tuple[int, int]) -> int:
+        """Return about how many bytes are in memory while `tile` is computed."""
+        return WORK * self._source().rows(*tile).nbytes
+
     def compute(self, tile: tuple[int, int], wanted: frozenset[str]) -> Iterator[Piece]:
         """Read one tile."""
         assert wanted == {"data"}
@@ -73,10 +84,6 @@ class CopyJob:
 
     def _source(self) -> Window:
         return as_bytes(self.view)
-
-
-WORK = 3
-"""Bytes in memory for each byte that a tile reads: the tile, its float32 form, what is computed from it."""
 
 
 def tile_bytes(job: Job, tile: tuple[int, int], total: int) -> int:

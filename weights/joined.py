@@ -50,8 +50,8 @@ class Joined:
 
     @property
     def turned(self) -> bool:
-        """Whether a part's rows run across its file's."""
-        return any(part.turned for part in self.parts)
+        """Whether every part's rows run across its file's."""
+        return all(part.turned for part in self.parts)
 
     def transpose(self) -> Window:
         """Return the transposed window of a matrix; no byte moves."""

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
 from onnx_tailor.quant import BlockFormat, ErrorSums, Method, NonFiniteError, Quantized, gptq, quantize
+from onnx_tailor.weights import bands
 from onnx_tailor.weights.corrections import corrections
 from onnx_tailor.weights.factors import SharedFactor
-from onnx_tailor.weights.jobs import Piece
+from onnx_tailor.weights.jobs import WORK, Piece
 from onnx_tailor.weights.view import Window
 
 
@@ -104,7 +105,16 @@ class QuantizeJob:
 
     def tiles(self) -> list[tuple[int, int]]:
         """Return ranges of rows."""
+        if self._by_bands:
+            return bands.tiles(self.view, self.format, sum(self.outputs.values()))
         return self.view.tiles()
+
+    def work_bytes(self, tile: tuple[int, int]) -> int:
+        """Return about how many bytes are in memory while `tile` is computed."""
+        part = self.view.rows(*tile)
+        first, *others = self._bands(part)
+        results = sum(self.outputs.values()) * part.shape[0] // self.view.shape[0] if others else 0
+        return WORK * bands.band(part, *first).nbytes + results
 
     def rows(self, start: int, stop: int) -> QuantizeJob:
         """Return the job for the rows `start` to `stop`: every row is quantized by itself, so its bits are the same."""
@@ -126,15 +136,40 @@ class QuantizeJob:
         Raises:
             ModelError: the weight holds a NaN or an infinity.
         """
-        try:
-            result = self._quantized(self.view.rows(*tile).read())
-        except NonFiniteError as error:
-            raise ModelError(
-                f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column {error.column}, which "
-                "no quantized value can stand for; leave it in float with `nodes: {NAME: skip}`"
-            ) from error
-        self.errors.record(tile, result.sums)
-        return result
+        parts = self.banded(tile)
+        if not self._by_bands:
+            ((_, whole),) = parts
+            return whole
+        return bands.joined(parts, tile[1] - tile[0], self.view.shape[1], self.format)
+
+    def banded(self, tile: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Quantized]]:
+        """Yield bands of the rows of one tile, with their columns (start, stop); then note how far they are off.
+
+        Raises:
+            ModelError: the weight holds a NaN or an infinity.
+        """
+        part, sums = self.view.rows(*tile), ErrorSums()
+        for start, stop in self._bands(part):
+            try:
+                result = self._quantized(bands.band(part, start, stop).read(), start)
+            except NonFiniteError as error:
+                raise ModelError(
+                    f"weight {self.name}: holds {error.value} at row {tile[0] + error.row}, column "
+                    f"{start + error.column}, which no quantized value can stand for; leave it in float with "
+                    "`nodes: {NAME: skip}`"
+                ) from error
+            sums += result.sums
+            yield (start, stop), result
+        self.errors.record(tile, sums)
+
+    def _bands(self, part: Window) -> list[tuple[int, int]]:
+        """Return the ranges of columns in which the rows of a tile are read."""
+        return bands.bands(part, self.format) if self._by_bands else [(0, part.shape[1])]
+
+    @property
+    def _by_bands(self) -> bool:
+        """Whether bands of columns are read; `gptq` needs all columns at once."""
+        return self.view.turned and self.factor is None
 
     def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
         """Return the error sums of a tile that was computed."""
@@ -144,8 +179,9 @@ class QuantizeJob:
         """Take over the error sums of a tile that an earlier run computed."""
         self.errors.record(tile, ErrorSums(*measured))
 
-    def _quantized(self, values: npt.NDArray[np.generic]) -> Quantized:
-        importance = self.importance.columns if self.importance else None
+    def _quantized(self, values: npt.NDArray[np.generic], first: int) -> Quantized:
+        """Quantize columns from `first` on."""
+        importance = self.importance.columns[first : first + values.shape[1]] if self.importance else None
         if self.factor is None:
             return quantize(values, self.format, self.method, importance)
         assert importance is not None

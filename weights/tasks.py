@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from onnx_tailor.weights.files import DataFile
-from onnx_tailor.weights.jobs import WORK, Job, Measuring, tile_bytes
+from onnx_tailor.weights.jobs import Job, Measuring, tile_bytes
 from onnx_tailor.weights.journal import Record
 from onnx_tailor.weights.plan import Place, Plan
 from onnx_tailor.weights.pool import memory
@@ -31,6 +31,8 @@ class Task:
     places: Mapping[str, tuple[Place, ...]]
     cost: int
     """Bytes it reads."""
+    memory: int
+    """About how many bytes are in memory while it is carried out."""
 
     def carry_out(self, put: Put) -> Record:
         """Compute the tile, hand every piece of it to `put`, and return what the journal is to note.
@@ -39,7 +41,7 @@ class Task:
             ModelError: a source file was cut off or replaced, or the weight cannot be computed.
         """
         pieces = []
-        with memory.reserved(WORK * self.cost):
+        with memory.reserved(self.memory):
             for output, position, piece in self.job.compute(self.tile, frozenset(self.places)):
                 content = piece.reshape(-1).view(np.uint8).data
                 checksum = zlib.crc32(content)
@@ -102,5 +104,5 @@ def tasks(plan: Plan) -> Iterator[Task]:
         tiles = job.tiles()
         total = sum(stop - start for start, stop in tiles)
         for tile in tiles:
-            yield Task(number, job, tile, places, tile_bytes(job, tile, total))
+            yield Task(number, job, tile, places, tile_bytes(job, tile, total), job.work_bytes(tile))
             number += 1

@@ -53,28 +53,34 @@ class TransposedCodes:
         Raises:
             ModelError: the weight holds a NaN or an infinity.
         """
-        (rows, columns), fmt = self.job.view.shape, self.job.format
-        result = self.job.quantized(tile)
-        parts: dict[str, npt.NDArray[np.generic]] = {"scales": result.scales.T}
-        codes = codes_of(result, fmt)[:, :columns].T
-        if fmt.symmetric:
-            codes = codes ^ np.uint8(1 << fmt.bits - 1)
-        else:
-            parts["zero_points"] = pack(np.ascontiguousarray(zero_points_of(result, fmt).T), fmt.bits)
-        parts["codes"] = pack(np.ascontiguousarray(codes), fmt.bits)
-        for output, array in parts.items():
-            if output in wanted:
-                yield from self._lines(output, np.ascontiguousarray(array), tile, rows)
+        fmt = self.job.format
+        for (start, stop), result in self.job.banded(tile):
+            parts: dict[str, npt.NDArray[np.generic]] = {"scales": result.scales.T}
+            codes = codes_of(result, fmt)[:, : stop - start].T
+            if fmt.symmetric:
+                codes = codes ^ np.uint8(1 << fmt.bits - 1)
+            else:
+                parts["zero_points"] = pack(np.ascontiguousarray(zero_points_of(result, fmt).T), fmt.bits)
+            parts["codes"] = pack(np.ascontiguousarray(codes), fmt.bits)
+            for output, array in parts.items():
+                if output in wanted:
+                    first = start if output == "codes" else start // fmt.block_size
+                    yield from self._lines(output, np.ascontiguousarray(array), tile, first)
 
-    def _lines(self, output: str, array: npt.NDArray[np.generic], tile: tuple[int, int], rows: int) -> Iterator[Piece]:
-        """Yield each row of `array`, a part of a row of the output; whole where the tile is all of the weight."""
+    def _lines(self, output: str, array: npt.NDArray[np.generic], tile: tuple[int, int], first: int) -> Iterator[Piece]:
+        """Yield a part of each of the output's rows from `first` on; one piece where the tile is all of the weight."""
+        rows, columns = self.job.view.shape
+        line = self.outputs[output] // (columns if output == "codes" else self.job.format.blocks(columns))
         if tile == (0, rows):
-            yield output, 0, array
+            yield output, first * line, array
             return
-        line = self.outputs[output] // len(array)
         start = tile[0] * line // rows
-        for number, part in enumerate(array):
+        for number, part in enumerate(array, first):
             yield output, number * line + start, part
+
+    def work_bytes(self, tile: tuple[int, int]) -> int:
+        """Return about how many bytes are in memory while `tile` is computed."""
+        return self.job.work_bytes(tile)
 
     def measured(self, tile: tuple[int, int]) -> tuple[float, ...]:
         """Return the error sums of a tile that was computed."""

@@ -166,9 +166,16 @@ def tile_rows(window: Window) -> list[tuple[int, int]]:
     """Return ranges of rows (start, stop), each worth about `TILE_BYTES`, that cover the tensor."""
     count = window.shape[0] if window.shape else 1
     row_bytes = max(1.0, window.nbytes / max(1, count))
-    step = max(1, int(TILE_BYTES / row_bytes))
-    if window.turned:  # each column is read in pieces of `step` elements
-        step = max(step, int(_MIN_SEGMENT / window.dtype.itemsize))
+    return ranges(count, max(shortest(window), int(TILE_BYTES / row_bytes)))
+
+
+def shortest(window: Window) -> int:
+    """Return the least rows of a tile: each column is read in pieces of so many elements where rows run across."""
+    return max(1, int(_MIN_SEGMENT / window.dtype.itemsize)) if window.turned else 1
+
+
+def ranges(count: int, step: int) -> list[tuple[int, int]]:
+    """Return the ranges (start, stop) of `step` that cover `count`, the last of what is left."""
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
