@@ -11,6 +11,8 @@ import numpy.typing as npt
 from onnx_tailor.errors import ModelError
 
 Array = npt.NDArray[Any]
+_BAND = 256
+"""Rows of a Hessian that are summed at once: numpy copies half of a whole x^T x, number by number, to the other side."""
 _CHUNK = 1 << 20
 """Elements that are converted to float32 at once."""
 
@@ -22,7 +24,7 @@ class InputSums:
     name: str
     columns: int
     hessian: npt.NDArray[np.float32] | None
-    """Sum of x x^T [columns, columns]; None where only the squares are wanted."""
+    """Sum of x x^T [columns, columns], its upper right half; None where only the squares are wanted."""
     squares: npt.NDArray[np.float64] = field(init=False)
     """Sum of x^2 [columns]."""
     count: int = 0
@@ -58,7 +60,9 @@ class InputSums:
                 )
             self.squares += squares
             if self.hessian is not None:
-                self.hessian += x.T @ x
+                for first in range(0, self.columns, _BAND):
+                    band = x[:, first : first + _BAND].T
+                    self.hessian[first : first + _BAND, first:] += band @ x[:, first:]
         self.count += len(vectors)
 
     def mean_square(self) -> npt.NDArray[np.float32]:
@@ -70,4 +74,8 @@ class InputSums:
         assert self.hessian is not None
         result, self.hessian = self.hessian, None
         result *= np.float32(1 / max(1, self.count))
+        for first in range(0, self.columns, _BAND):
+            band = slice(first, first + _BAND)
+            result[band, band] = np.triu(result[band, band]) + np.triu(result[band, band], 1).T
+            result[first + _BAND :, band] = result[band, first + _BAND :].T
         return result
