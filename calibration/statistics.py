@@ -12,7 +12,7 @@ from onnx_tailor.errors import ModelError
 
 Array = npt.NDArray[Any]
 _BAND = 256
-"""Rows of a Hessian that are summed at once: numpy copies half of a whole x^T x, number by number, to the other side."""
+"""Rows of a Hessian that are summed at once: of a whole x^T x, numpy copies half to the other side, one by one."""
 _CHUNK = 1 << 20
 """Elements that are converted to float32 at once."""
 
