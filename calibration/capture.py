@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.calibration.inputs import ProjectionInput
@@ -13,6 +18,7 @@ from onnx_tailor.graph.file.load import load
 from onnx_tailor.graph.file.watch import watch
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.progress import Progress
+from onnx_tailor.weights.pool import workers
 
 if TYPE_CHECKING:
     from onnx_tailor.verify.tokens import Tokens
@@ -48,13 +54,21 @@ def capture(
     """
     sums = [InputSums.empty(each.name, each.columns, hessian=hessians) for each in group]
     model = runner(_watched(path, [each.name for each in group]))
-    for window in tokens.windows:
-        outputs = model.prefill(window[None, :])
-        for number, each in enumerate(sums):
-            values = outputs[f"{_OUTPUT}{number}"]
-            each.add(values)
-            progress.advance(4 * values.size)
+    # A thread for each input rather than several for each product: none waits for another, and sums never depend on
+    # how many there are.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers()) as pool:
+        for window in tokens.windows:
+            outputs = model.prefill(window[None, :])
+            values = [outputs[f"{_OUTPUT}{number}"] for number in range(len(sums))]
+            for each in pool.map(_added, sums, values):
+                progress.advance(each)
     return sums
+
+
+def _added(sums: InputSums, values: npt.NDArray[np.generic]) -> int:
+    """Add the values of a window and return their bytes in float32."""
+    sums.add(values)
+    return 4 * values.size
 
 
 def _watched(path: Path, names: Sequence[str]) -> TailorModel:
