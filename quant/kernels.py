@@ -142,7 +142,8 @@ def quantize_tile(
 
     `kind` and `scale_kind` count as `format.SCALE_TYPES` does. `importance` holds K float32 as bytes, or nothing.
     A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32, both block after
-    block; `points` is zero before, and empty where the grids are symmetric; `sums` receives squared errors and squared weights. `memory` is what `workspace` returns.
+    block; `points` is zero before, and empty where the grids are symmetric. `sums` receives squared errors and squared
+    weights. `memory` is what `workspace` returns.
     Returns whether every weight is finite; if not, the results are worth nothing.
     """
     levels = (1 << width) - 1
