@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from onnx_tailor.quant.order import row_major
 from onnx_tailor.weights.jobs import CopyJob, Job
 from onnx_tailor.weights.joined import Joined
 from onnx_tailor.weights.pool import memory, workers
@@ -175,4 +174,4 @@ def _range(view: Window, tile: tuple[int, int], row_bytes: int) -> bytes:
 
 
 def _raw(view: Window) -> bytes:
-    return np.ascontiguousarray(view.read()).tobytes()
+    return row_major(view.read()).tobytes()

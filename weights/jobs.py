@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from onnx_tailor.quant.order import row_major
 from onnx_tailor.weights.view import Window, as_bytes
 
 Piece = tuple[str, int, npt.NDArray[np.generic]]
@@ -80,7 +81,7 @@ class CopyJob:
         assert wanted == {"data"}
         source = self._source().rows(*tile)
         row_bytes = int(source.dtype.itemsize * (source.size // max(1, source.shape[0])))
-        yield "data", tile[0] * row_bytes, np.ascontiguousarray(source.read())
+        yield "data", tile[0] * row_bytes, row_major(source.read())
 
     def _source(self) -> Window:
         return as_bytes(self.view)

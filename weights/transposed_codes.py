@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnx_tailor.quant.packing import codes_of, pack, zero_points_of
+from onnx_tailor.quant.order import row_major
+from onnx_tailor.quant.packing import transpose
 from onnx_tailor.weights.jobs import Piece
 from onnx_tailor.weights.quantize_job import QuantizeJob
 
@@ -55,17 +56,15 @@ class TransposedCodes:
         """
         fmt = self.job.format
         for (start, stop), result in self.job.banded(tile):
-            parts: dict[str, npt.NDArray[np.generic]] = {"scales": result.scales.T}
-            codes = codes_of(result, fmt)[:, : stop - start].T
-            if fmt.symmetric:
-                codes = codes ^ np.uint8(1 << fmt.bits - 1)
-            else:
-                parts["zero_points"] = pack(np.ascontiguousarray(zero_points_of(result, fmt).T), fmt.bits)
-            parts["codes"] = pack(np.ascontiguousarray(codes), fmt.bits)
+            packed = result.codes.reshape(len(result.codes), -1)
+            codes = transpose(packed ^ _middles(fmt.bits) if fmt.symmetric else packed, fmt.bits)[: stop - start]
+            parts: dict[str, npt.NDArray[np.generic]] = {"scales": row_major(result.scales.T), "codes": codes}
+            if result.zero_points is not None:
+                parts["zero_points"] = transpose(result.zero_points, fmt.bits)[: result.scales.shape[1]]
             for output, array in parts.items():
                 if output in wanted:
                     first = start if output == "codes" else start // fmt.block_size
-                    yield from self._lines(output, np.ascontiguousarray(array), tile, first)
+                    yield from self._lines(output, array, tile, first)
 
     def _lines(self, output: str, array: npt.NDArray[np.generic], tile: tuple[int, int], first: int) -> Iterator[Piece]:
         """Yield a part of each of the output's rows from `first` on; one piece where the tile is all of the weight."""
@@ -89,3 +88,8 @@ class TransposedCodes:
     def recall(self, tile: tuple[int, int], measured: tuple[float, ...]) -> None:
         """Take over the error sums of a tile that an earlier run computed."""
         self.job.recall(tile, measured)
+
+
+def _middles(bits: int) -> np.uint8:
+    """Return a byte full of the codes that stand for zero in a symmetric weight."""
+    return np.uint8(0xFF // ((1 << bits) - 1) << bits - 1)
