@@ -27,7 +27,7 @@ from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import Folder, working
 from onnx_tailor.output.write import Check, Job, write_output
 from onnx_tailor.passes.base import Circumstances, Pass
-from onnx_tailor.progress import Progress, Silent
+from onnx_tailor.progress import Progress, Silent, shows_compiling
 from onnx_tailor.remote import Place, Url
 from onnx_tailor.remote.source import opened
 from onnx_tailor.report import Change, PassReport, Report, Skip
@@ -79,6 +79,7 @@ def run(
         executor_of(executor) as hands,
         tempfile.TemporaryDirectory(prefix="onnx-tailor-") as scratch,
         Digests(hands) as digests,
+        shows_compiling(watch),
     ):
         models = _set_of(model_files(source.path), source.open)
         folder = None if dry_run else _checked(out, models, overwrite=overwrite)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from onnx_tailor.quant.compiling import told_to
+
+_COMPILING = "compiling kernels, once on this machine"
 
 
 class Progress(Protocol):
@@ -16,6 +22,24 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """End the last phase."""
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A `Progress` that also shows what a phase waits for. Calls may come from any thread."""
+
+    def wait(self, what: str) -> None:
+        """Show that the phase waits for `what`."""
+
+    def go_on(self) -> None:
+        """Show that it goes on."""
+
+
+def shows_compiling(progress: Progress) -> AbstractContextManager[None]:
+    """Return a block in which `progress` shows that kernels are being compiled, if it can."""
+    if not isinstance(progress, Waiting):
+        return nullcontext()
+    return told_to(partial(progress.wait, _COMPILING), progress.go_on)
 
 
 class Silent:

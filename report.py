@@ -82,7 +82,8 @@ class Forecast:
     disk_bytes: int
     """On the disk of the output, while it is written."""
     memory_bytes: int
-    """Expected peak of the process's resident memory; an estimate, on the large side."""
+    """Expected peak of the process's resident memory, on the large side: compiling kernels included where that is to be
+    done, calibrating not where the dry run did not."""
     read_bytes: int
     """Of weights, to be read and worked."""
     seconds: float | None

@@ -36,7 +36,9 @@ class _Amount(ProgressColumn):
     """What is done of all there is, and how much a second, in the phase's own unit."""
 
     def render(self, task: Task) -> Text:
-        """Return "12 MB of 1.07 GB, 300 MB/s", or the like in another unit."""
+        """Return "12 MB of 1.07 GB, 300 MB/s", or the like in another unit; nothing for what has no amount."""
+        if task.total is None:
+            return Text()
         unit = task.fields["unit"]
         speed = task.finished_speed or task.speed
         pace = f", {_amount(int(speed), unit)}/s" if speed else ""
@@ -55,6 +57,7 @@ class Bar:
             console=console,
         )
         self._task: TaskID | None = None
+        self._awaited: TaskID | None = None
 
     def start(self, what: str, total: int, unit: str = "bytes") -> None:
         """Add the bar of a phase called `what`, of `total` bytes or `unit`."""
@@ -66,6 +69,17 @@ class Bar:
         if self._task is not None:
             self._bars.advance(self._task, count)
 
+    def wait(self, what: str) -> None:
+        """Add a bar without an end."""
+        self._bars.start()
+        self._awaited = self._bars.add_task(what, total=None, unit="")
+
+    def go_on(self) -> None:
+        """Take that bar away."""
+        if self._awaited is not None:
+            self._bars.remove_task(self._awaited)
+        self._awaited = None
+
     def finish(self) -> None:
         """Leave the bars as they are and give the terminal back; safe to call twice."""
         self._task = None
@@ -73,7 +87,7 @@ class Bar:
 
 
 class Lines:
-    """At most a line every ten seconds, and one at the end of each phase that had one."""
+    """At most a line every ten seconds, one at the end of each phase, and two about what a phase waits for."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -83,7 +97,8 @@ class Lines:
         self._total = 0
         self._unit = ""
         self._done = 0
-        self._began = self._printed = clock()
+        self._began = self._printed = self._waits = clock()
+        self._awaited = ""
 
     def start(self, what: str, total: int, unit: str = "bytes") -> None:
         """Name the phase."""
@@ -102,6 +117,17 @@ class Lines:
             self._printed = now
             percent = min(100, 100 * self._done // self._total)
             self._print(f"{self._what}: {percent} % of {_amount(self._total, self._unit)}")
+
+    def wait(self, what: str) -> None:
+        """Print what is waited for."""
+        with self._lock:
+            self._awaited, self._waits = what, self._clock()
+            self._print(what)
+
+    def go_on(self) -> None:
+        """Print how long that took."""
+        with self._lock:
+            self._print(f"{self._awaited}: {self._clock() - self._waits:.1f} s")
 
     def finish(self) -> None:
         """End the phase with a line; safe to call twice."""

@@ -32,7 +32,10 @@ from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob
 
 Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "best", "rtn_last", "k_quant_last", "k_quant_mixed"]
-_UNKNOWN = {name: f"a dry run does not calibrate, and so knows nothing of {name}" for name in DATA_METHODS}
+_UNKNOWN = {
+    name: f"a dry run does not calibrate, and so knows nothing of {name}, nor of the time and memory that it takes"
+    for name in DATA_METHODS
+}
 _MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
 

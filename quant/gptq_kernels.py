@@ -1,9 +1,25 @@
 """The compiled loops of `gptq`: rows on one thread, columns in order. See `kernels` for how rows are shared out."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
 
 import numpy as np
 from numba import njit
+from numba.core import event
+
+from onnx_tailor.quant import compiling
+
+
+class _Teller(event.Listener):
+    """Tells that these loops are compiled, which numba does not where it finds them on the disk."""
+
+    def on_start(self, _):
+        compiling.began()
+
+    def on_end(self, _):
+        compiling.ended()
+
+
+event.register("numba:compile", _Teller())
 
 _F = np.float32
 _SUMS = {"reassoc", "contract", "nsz"}

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import llvmlite
 import llvmlite.binding as llvm
 
-__all__ = ["Kernel", "kernel"]
+from onnx_tailor.quant.compiling import compiling
+
+__all__ = ["Kernel", "is_kept", "is_loaded", "kernel"]
 
 Kernel = Callable[..., int]
 """Takes the address of a place for the result, that of one for what went wrong, and those of `entry`."""
@@ -51,11 +53,26 @@ def _kernel() -> _Linked:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     key = _key()
-    code = next(filter(None, (_read(file, key) for file in _files())), None)
+    code = _kept(key)
     if code is None:
-        code = _compiled()
+        with compiling():
+            code = _compiled()
         any(_write(file, key, code) for file in _files())
     return _linked(code)
+
+
+def is_loaded() -> bool:
+    """Whether this process holds the kernel already."""
+    return _kernel.cache_info().currsize > 0
+
+
+def is_kept() -> bool:
+    """Whether the kernel need not be compiled, since its code is on the disk."""
+    return _kept(_key()) is not None
+
+
+def _kept(key: str) -> _Code | None:
+    return next(filter(None, (_read(file, key) for file in _files())), None)
 
 
 def _key() -> str:
