@@ -24,7 +24,6 @@ from onnx_tailor.console.errors import Commands
 from onnx_tailor.console.lazy import lazy
 from onnx_tailor.console.start import start
 from onnx_tailor.errors import Terminated, UsageError
-from onnx_tailor.output.head_start import HeadStart
 from onnx_tailor.remote import place
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from onnx_tailor.lint import fix as fixing
     from onnx_tailor.lint import rules as linter
     from onnx_tailor.output import check as checking
+    from onnx_tailor.output import head_start
     from onnx_tailor.reporting import build as building
 else:
     building = lazy("onnx_tailor.reporting.build")
@@ -48,6 +48,7 @@ else:
     checking = lazy("onnx_tailor.output.check")
     comparison = lazy("onnx_tailor.console.comparison")
     fixing = lazy("onnx_tailor.lint.fix")
+    head_start = lazy("onnx_tailor.output.head_start")
     inspection = lazy("onnx_tailor.console.inspection")
     linter = lazy("onnx_tailor.lint.rules")
     linting = lazy("onnx_tailor.console.linting")
@@ -140,7 +141,8 @@ def run(
     if output is None and not dry_run:
         raise UsageError("there is no folder to write to; give one with -o OUT, or --dry-run")
     source = place(model)
-    with HeadStart(source if isinstance(source, Path) and executor == "threads" and not dry_run else None) as ahead:
+    hashed_here = source if isinstance(source, Path) and executor == "threads" and not dry_run else None
+    with head_start.HeadStart(hashed_here) as ahead:
         chosen = reading.load(recipe, settings=settings or ())
         options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
         watch = progress.progress()

@@ -1,9 +1,10 @@
-"""What makes a command start and end sooner: rarely needed libraries, searches for cycles, turns of the threads."""
+"""What makes a command start and end sooner: rarely needed libraries, searches, turns of the threads."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
@@ -25,6 +26,7 @@ def start() -> None:
     gc.set_threshold(_COLLECT_AFTER)
     atexit.register(gc.freeze)  # the memory goes back as a whole; a last search for cycles would take half a second
     sys.setswitchinterval(_TURN)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # it would look through every installed package for some
     _forgo_algebra()
 
 
