@@ -89,8 +89,11 @@ def run(
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file for each in models for file in each.files)
         circumstances = Circumstances(chosen, Path(scratch), watch, dry_run, one_store=not (per_model or client))
-        steps = [_run_step(step, models, circumstances) for step in recipe.steps]
-        passes = tuple(report for each in zip(*steps, strict=True) for report in each)  # file by file
+        reports = [_loading(each) for each in models]
+        for step in recipe.steps:
+            for own, done in zip(reports, _run_step(step, models, circumstances), strict=True):
+                own.append(done)
+        passes = tuple(report for own in reports for report in own)
         for each in models:
             if any(report.changes for report in passes if report.file == each.path.name):
                 forget_named_sizes(each)
@@ -167,6 +170,13 @@ def model_files(model: Path) -> list[Path]:
             raise ModelError(f"{model}: the folder holds no .onnx file")
         return found
     return [model]
+
+
+def _loading(model: TailorModel) -> list[PassReport]:
+    """Return what was changed as the model was read, if anything was, as a report like a pass's."""
+    if not model.loading:
+        return []
+    return [PassReport(name="load", file=model.path.name, changes=model.loading, skips=(), seconds=0.0)]
 
 
 def _run_step(step: Step, models: Sequence[TailorModel], circumstances: Circumstances) -> list[PassReport]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
 from onnx_tailor.graph.walk import graphs_in, nodes_in
+from onnx_tailor.report import Change
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tensors import WeightTensor
 
@@ -30,6 +31,8 @@ class TailorModel:
     """The files that it was read from: its own, and those of its weights."""
     file_name: str = ""
     """Name of the ONNX file that it becomes; its own by default."""
+    loading: tuple[Change, ...] = ()
+    """What of the file was changed as it was read."""
     siblings: tuple[TailorModel, ...] = field(default=(), repr=False)
     """The other files of its set, such as the decoder beside an encoder."""
     _names: set[str] = field(default_factory=set, repr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def test_an_exact_recipe_changes_no_output(model: Path, tmp_path: Path) -> None:
         else:  # a Gemm may add in another order than a MatMul
             np.testing.assert_allclose(found[name], wanted, rtol=1e-3 if wanted.dtype == np.float16 else 1e-5)
     call("verify", model, tmp_path / "out", "--limit", "kl=1e-5")
+
+
+def test_training_information_that_is_left_out_is_in_the_report(tmp_path: Path) -> None:
+    path = odd_models.write(tmp_path / "in" / "model.onnx", "described")
+    report = json.loads(call("run", "tie", path, "-o", tmp_path / "out", "--json"))
+    (load,) = [each for each in report["passes"] if each["name"] == "load"]
+    assert [change["where"] for change in load["changes"]] == ["training_info"]
+    assert not onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).training_info
+    assert "training_info: left out" in call("run", "tie", path, "--dry-run")
 
 
 def test_quantization_reaches_the_weights(model: Path, tmp_path: Path) -> None:

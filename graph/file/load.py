@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as ir_passes
 
@@ -16,6 +17,7 @@ from onnx_tailor.graph.file.inline import inline_weights
 from onnx_tailor.graph.file.modern import free_initializers, make_dense
 from onnx_tailor.graph.file.soundness import require_plain, require_sound, require_values
 from onnx_tailor.graph.model import TailorModel, is_op
+from onnx_tailor.report import Change
 from onnx_tailor.weights.files import DataFile, InlineBytes, resolve_location
 from onnx_tailor.weights.protobuf import INLINE_LIMIT, read_skeleton
 from onnx_tailor.weights.tensors import WeightTensor
@@ -36,6 +38,7 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     require_plain(proto, path)
     make_dense(proto, path)
     free_initializers(proto)
+    changes = tuple(_leave_training_out(proto))
     try:
         logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
         with warnings.catch_warnings(action="ignore"):
@@ -60,7 +63,15 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=INLINE_LIMIT // 8)(model)
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
     files = {file.path: file for file in (own, *sources.files.values())}
-    return TailorModel(model, path, tuple(locations), tuple(files.values()))
+    return TailorModel(model, path, tuple(locations), tuple(files.values()), loading=changes)
+
+
+def _leave_training_out(model: onnx.ModelProto) -> Iterator[Change]:
+    """Remove what tells how to train the model further: no runtime reads it, and it may hold weights of its own."""
+    if model.training_info:
+        what = "left out, since it speaks of weights as they were; no runtime reads it to run the model"
+        yield Change(where="training_info", what=what, details={"entries": len(model.training_info)})
+        del model.training_info[:]
 
 
 def _remove_unnamed_constants(model: ir.Model) -> None:
