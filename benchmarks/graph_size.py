@@ -10,6 +10,7 @@
 | `nested` | the layers of `decoder` in the branches of an If, in an If, and so on, 20 deep |
 | `branches` | each layer in the branch of an If of its own, one after the other |
 | `quantized` | layers of MatMulNBits, each with a quantized table of its own |
+| `tables` | the same with a table in float and one of INT4 in its place |
 
 Weights are 16 x 16, so that the time is the graph's. The growth is how many times longer the largest graph takes for
 each node than the smallest.
@@ -267,8 +268,28 @@ def quantized(builder: Builder, nodes: int) -> None:
     builder.head(x)
 
 
+def tables(builder: Builder, nodes: int) -> None:
+    """Build layers of MatMulNBits, each with tables that one of these could be the head of."""
+    builder.quantized = True
+    x, number = builder.first, 0
+    while builder.count < nodes:
+        name = f"model.layers.{number}"
+        floats = builder.node("Gather", [builder.weight(f"{name}.table", ROWS // 2), "ids"], f"{name}.embed")
+        raw = builder.random.bytes(ROWS * WIDTH // 2)
+        int4 = TensorProto(name=f"{name}.int4", data_type=TensorProto.INT4, dims=[ROWS, WIDTH], raw_data=raw)
+        builder.weights.append(int4)
+        inputs = [int4.name, "ids", builder.weight(f"{name}.int4_scales", ROWS, 1)]
+        typed = builder.node(
+            "GatherBlockQuantized", inputs, f"{name}.embed_int4", domain="com.microsoft", block_size=16, quantize_axis=1
+        )
+        both = builder.node("Add", [floats, typed], f"{name}.add_tables")
+        x, number = builder.layer(builder.node("Add", [x, both], f"{name}.add_table"), name), number + 1
+    builder.quantized = False
+    builder.head(x)
+
+
 KINDS: dict[str, Callable[[Builder, int], None]] = {
-    each.__name__: each for each in (decoder, chain, comb, nested, branches, quantized)
+    each.__name__: each for each in (decoder, chain, comb, nested, branches, quantized, tables)
 }
 
 

@@ -26,7 +26,7 @@ def untied(subject: Subject) -> Iterator[Finding]:
             what = f"a second copy of the table {found.kept.name} ({found.proof})"
             yield subject.problem("untied", head.projection.name, what, bytes_=found.saved, mend=_MEND)
     for table in tables:
-        same = same_float_table(subject.model, table.matrix.view)
+        same = same_float_table(subject.heads, table.matrix.view)
         if same is not None and same.rounding.same:
             what = f"the table {table.matrix.name} is the head {same.head} in float ({same.proof})"
             yield subject.problem("untied", table.node.name, what, bytes_=table.matrix.view.nbytes, mend=_MEND)

@@ -25,15 +25,15 @@ from onnx_tailor.targets import Target
 
 def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]:
     """Let every token table whose values are a quantized head's read that head's codes, by proof."""
+    heads = Heads.of(model)
     for table in find_tables(model):
-        found = same_float_table(model, table.matrix.view)
+        found = same_float_table(heads, table.matrix.view)
         if found is not None:
             yield _tie(model, target, table, found) if found.rounding.same else _miss(table, found)
     for typed in typed_tables(model):
-        head = head_of(model, typed)
+        head = head_of(heads, typed)
         if head is not None:
             yield _tie_typed(model, target, typed, *head)
-    heads = Heads.of(model)
     for other in find_block_tables(model):
         if isinstance(other, FoundTable) and other.layout != "broken":
             yield from _share(model, other, heads)

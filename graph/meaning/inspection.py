@@ -83,11 +83,11 @@ def _tied(model: TailorModel) -> dict[str, str]:
         if isinstance(found, FoundTable) and quantized.readers_of(found.table.codes):
             return {"state": "tied", "proof": f"the quantized table ({found.layout}) and the head read the same bytes"}
     for typed in typed_tables(model):
-        if head_of(model, typed) is not None:
+        if head_of(quantized, typed) is not None:
             return {"state": "equal", "proof": f"two copies, all codes equal, the table's as {typed.dtype}"}
     tables = find_tables(model)
     for table in tables:
-        same = same_float_table(model, table.matrix.view)
+        same = same_float_table(quantized, table.matrix.view)
         if same is not None and same.rounding.same:
             return {"state": "equal", "proof": f"the quantized head is the float table: {same.proof}"}
     heads = [head for head in find_heads(model) if isinstance(head, Head)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import Matrix, constant_matrix
-from onnx_tailor.graph.model import TailorModel, attribute
+from onnx_tailor.graph.model import attribute
 from onnx_tailor.graph.tables.block_table import BlockTable
 from onnx_tailor.graph.tables.nbits_weight import Heads, nbits_table
 from onnx_tailor.graph.tables.same_table import same_float_table
@@ -61,14 +61,14 @@ def _flat_dims(node: ir.Node, reshape: ir.Node | None) -> list[int] | None:
     return [int(n) for n in (tensor.shape.numpy() if reshape is None else tensor.numpy())]
 
 
-def float_table(model: TailorModel, data: ir.Value) -> Mended | str:
+def float_table(heads: Heads, data: ir.Value) -> Mended | str:
     """Read a node on a float weight, as the GenAI builder writes it for a tied asymmetric head (0.18)."""
     matrix = constant_matrix(data)
     if isinstance(matrix, str):
         return f"its data {data.name} are no quantized codes: {matrix}"
     missed = None
     for each in (matrix, matrix.transpose()):
-        found = same_float_table(model, each.view)
+        found = same_float_table(heads, each.view)
         if found is not None and found.rounding.same:
             fault = f"its data {data.name} are a float weight, {_form(matrix)}, and no codes; no kernel takes that"
             return found.table, fault, f"the head {found.head} is that weight quantized: {found.proof}"

@@ -33,11 +33,13 @@ class Heads:
     by_scales: dict[ir.Value, list[ir.Node]]
     by_form: dict[Hashable, list[tuple[ir.Node, BlockTable]]]
     """Those that a Gather could read, by their `form`."""
+    by_shape: dict[tuple[int, ...], list[tuple[ir.Node, BlockTable]]]
+    """The same by (rows, columns)."""
 
     @classmethod
     def of(cls, model: TailorModel) -> Heads:
         """Look at the model as it is now."""
-        found = cls({}, {}, {})
+        found = cls({}, {}, {}, {})
         for node in nbits_nodes(model):
             blob, scales, table = blob_of(node.inputs[1]), stored_scales(node.inputs[2]), nbits_table(node)
             if blob is not None:
@@ -46,6 +48,7 @@ class Heads:
                 found.by_scales.setdefault(scales, []).append(node)
             if not isinstance(table, str):
                 found.by_form.setdefault(form(table), []).append((node, table))
+                found.by_shape.setdefault((table.rows, table.columns), []).append((node, table))
         return found
 
     def readers_of(self, codes: ir.Value | None) -> list[ir.Node]:

@@ -51,7 +51,7 @@ def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
         if plain is not None:
             found.append(_plain(node, plain))
         elif node.domain == MICROSOFT and node.op_type == "GatherBlockQuantized":
-            table = read_block_table(model, node, heads)
+            table = read_block_table(node, heads)
             found.append(Unread(node, table) if isinstance(table, str) else table)
     return found
 
@@ -69,7 +69,7 @@ def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
     return FoundTable(node, table, plain.ids, "plain", tail.output)
 
 
-def read_block_table(model: TailorModel, node: ir.Node, heads: Heads) -> FoundTable | str:
+def read_block_table(node: ir.Node, heads: Heads) -> FoundTable | str:
     """Return the table that the GatherBlockQuantized `node` reads, or the reason why its meaning is not certain."""
     ids = node.inputs[1] if len(node.inputs) > 1 else None
     if ids is None:
@@ -82,7 +82,7 @@ def read_block_table(model: TailorModel, node: ir.Node, heads: Heads) -> FoundTa
         reshape = None
     codes = WeightTensor.of_value(data) if data is not None else None
     if data is None or codes is None or codes.dtype != ir.DataType.UINT8 or 0 in codes.dims or not codes.dims:
-        return _mended(model, node, ids, data, heads)
+        return _mended(node, ids, data, heads)
     own = _own_table(node, data, codes)
     table = _through_the_head(heads, node, data, own)
     if isinstance(table, str):
@@ -105,11 +105,11 @@ def read_block_table(model: TailorModel, node: ir.Node, heads: Heads) -> FoundTa
     return FoundTable(node, table, ids, layout, tail.output, faults, "the head reads the same bytes" if faults else "")
 
 
-def _mended(model: TailorModel, node: ir.Node, ids: ir.Value, data: ir.Value | None, heads: Heads) -> FoundTable | str:
+def _mended(node: ir.Node, ids: ir.Value, data: ir.Value | None, heads: Heads) -> FoundTable | str:
     """Read a node whose data are no uint8 codes."""
     if data is not None and data.dtype in {ir.DataType.INT4, ir.DataType.UINT4}:
         return f"its codes are {data.dtype}; tie-embeddings alone reads those, beside a head that holds the same"
-    found = lost_table(heads, node, data) if data is None or data.const_value is None else float_table(model, data)
+    found = lost_table(heads, node, data) if data is None or data.const_value is None else float_table(heads, data)
     if isinstance(found, str):
         return found
     table, fault, certainty = found

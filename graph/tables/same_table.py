@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.graph.tables.block_table import BlockTable, tensor_of
-from onnx_tailor.graph.tables.nbits_weight import form, nbits_nodes, nbits_table
+from onnx_tailor.graph.tables.nbits_weight import Heads, form
 from onnx_tailor.weights.compare import compare
 from onnx_tailor.weights.rounding import BlockViews, Rounding, compare_rounding
 from onnx_tailor.weights.view import Window
@@ -34,13 +33,10 @@ class SameTable:
         return f"{r.misses} of {r.elements} elements have another code than the nearest; {worst}"
 
 
-def same_float_table(model: TailorModel, weight: Window) -> SameTable | None:
+def same_float_table(heads: Heads, weight: Window) -> SameTable | None:
     """Return the quantized head of the float table `weight` [V, K], else the nearest miss; None without a candidate."""
     found: list[SameTable] = []
-    for node in nbits_nodes(model):
-        table = nbits_table(node)
-        if isinstance(table, str) or (table.rows, table.columns) != weight.shape:
-            continue
+    for node, table in heads.by_shape.get(weight.shape, []):
         views = block_views(table)
         if views is not None:
             found.append(SameTable(node.name or "MatMulNBits", table, compare_rounding(weight, views)))

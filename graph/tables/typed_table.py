@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.graph.tables.block_table import BlockTable, tensor_of
-from onnx_tailor.graph.tables.nbits_weight import nbits_nodes, nbits_table
+from onnx_tailor.graph.tables.nbits_weight import Heads
 from onnx_tailor.graph.tables.same_table import block_views
 from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.quant.quantize import unpack
@@ -60,13 +60,10 @@ def typed_tables(model: TailorModel) -> Iterator[TypedTable]:
                 yield table
 
 
-def head_of(model: TailorModel, typed: TypedTable) -> tuple[ir.Node, BlockTable] | None:
+def head_of(heads: Heads, typed: TypedTable) -> tuple[ir.Node, BlockTable] | None:
     """Return the MatMulNBits that multiplies by the very values of the table, and its weight."""
-    for node in nbits_nodes(model):
-        table = nbits_table(node)
-        if not isinstance(table, str) and _same(typed, table):
-            return node, table
-    return None
+    alike = heads.by_shape.get((typed.rows, typed.columns), [])
+    return next(((node, table) for node, table in alike if _same(typed, table)), None)
 
 
 def _read(node: ir.Node) -> TypedTable | None:
