@@ -11,7 +11,7 @@ from onnx_tailor.weights.pool import BUDGET, workers
 from onnx_tailor.weights.quantize_job import QuantizeJob
 from onnx_tailor.weights.transposed_codes import TransposedCodes
 
-_LOADED, _COMPILED = 128 << 20, 256 << 20
+_LOADED, _COMPILED = 128 << 20, 288 << 20
 """Bytes in memory for the kernels: where their code is on the disk, and where it has to be compiled."""
 
 
