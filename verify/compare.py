@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.progress import Progress, Silent
+from onnx_tailor.verify.facts import reads_tokens
 from onnx_tailor.verify.greedy import STEPS, Greedy, greedy, prompts_of
 from onnx_tailor.verify.metrics import DifferenceMaximum, LogitSums, difference, logit_sums
 from onnx_tailor.verify.session import LanguageModel, Optimization
@@ -129,7 +130,7 @@ def compare_each(
     """
     watch = progress or Silent()
     ours = LanguageModel(reference, provider=provider, optimization=optimization, role="reference")
-    chosen = tokens if tokens is not None else random_tokens(ours.vocabulary_size)
+    chosen = tokens or random_tokens(ours.vocabulary_size if reads_tokens(reference) else 2)
     if tokens is not None and ours.logits is not None and int(tokens.windows.max()) >= ours.vocabulary_size:
         raise UsageError(
             f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of "

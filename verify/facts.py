@@ -14,9 +14,10 @@ from onnx_tailor.weights.protobuf import read_skeleton
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["head_size", "reads_tokens", "table_rows", "windows"]
+__all__ = ["head_size", "positions", "reads_tokens", "table_rows", "windows"]
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
+_POSITIONS = ("max_position_embeddings", "max_target_positions", "n_positions")
 _PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
@@ -55,6 +56,13 @@ def windows(path: Path) -> dict[str, int]:
         if node.op_type == "GroupQueryAttention" and attributes.get("sliding_window_cache"):
             found |= dict.fromkeys(node.input[3:5], attributes["local_window_size"])
     return found
+
+
+def positions(path: Path) -> int | None:
+    """Return the number of tokens that the config.json beside the model says it takes at most; None where none does."""
+    config = _json(path.parent / "config.json")
+    stated = [config.get(key) for key in _POSITIONS]
+    return min((each for each in stated if isinstance(each, int) and each > 1), default=None)
 
 
 def reads_tokens(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import seq2seq_models as models
 from seq2seq_models import VOCABULARY, values
 
 from onnx_tailor import pipeline, recipe
+from onnx_tailor.calibration.tokens import choose, unseen
 from onnx_tailor.errors import UsageError
 from onnx_tailor.passes.quantize import Quantize
 from onnx_tailor.passes.tie_embeddings import TieEmbeddings
+from onnx_tailor.verify import compare
 from onnx_tailor.verify.metrics import LogitSums, logit_sums
 from onnx_tailor.verify.tokens import random_tokens
 
@@ -94,6 +97,16 @@ def test_an_encoder_of_sounds_is_measured_likewise(tmp_path: Path) -> None:
     for change in found.values():
         assert change.details["method"] == "gptq"
         assert "bits by what the predictions of decoder_model.onnx lose" in change.what
+    compared = compare(source / "encoder_model.onnx", tmp_path / "out" / "encoder_model.onnx")
+    assert [0 < each.max_rel < 1 for each in compared.outputs] == [True]
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "max_target_positions", "n_positions"])
+def test_windows_are_no_longer_than_the_model_takes(source: Path, key: str) -> None:
+    path = source / "decoder_model.onnx"
+    assert [each.windows.shape for each in (choose(path), unseen(path))] == [(64, 256), (4, 256)]
+    (source / "config.json").write_text(json.dumps({key: 48, "max_source_positions": 8}))
+    assert [each.windows.shape for each in (choose(path), unseen(path))] == [(64, 48), (4, 48)]
 
 
 def test_equal_weights_have_equal_codes_and_are_stored_once(source: Path, tmp_path: Path) -> None:
