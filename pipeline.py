@@ -63,8 +63,8 @@ def run(
     run finished are taken over. The models of a folder share one data file, unless `per_model`; no data file becomes
     larger than `max_shard_size` bytes. For a `client`, names and configs are as it looks for them. `executor` is
     `threads`, or `dask://HOST:PORT` for the workers of a cluster. `model` and `out` may be on an object store; the work
-    folder is then in the current folder. `ahead` has begun to hash the files of `model`; it ends
-    once they are loaded, and threads of this process go on.
+    folder is then in the current folder. `ahead` has begun to hash the files of `model`; it ends once they are loaded,
+    and threads of this process go on.
 
     Raises:
         UsageError: `out` is in the way, or the recipe does not fit this model; or there is no such executor.

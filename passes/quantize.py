@@ -148,11 +148,12 @@ class Quantize(Pass):
 
     def _for_each(self, models: Sequence[TailorModel]) -> list[Quantize]:
         """Return for each file of a set the pass with those entries of `nodes` that mean a weight of it."""
-        if not self.nodes:
+        data = bool(self.methods() & DATA_METHODS)
+        if not self.nodes or (len(models) == 1 and not data):  # `apply` looks at the entries soon enough
             return [self] * len(models)
         nodes = split(self.nodes, [[*find_candidates(model), *find_mixtures(model)] for model in models])
         passes = [replace(self, nodes=each) for each in nodes]
-        if self.methods() & DATA_METHODS:  # it may be that of an entry alone
+        if data:  # it may be that of an entry alone
             passes = [each if each.methods() & DATA_METHODS else replace(each, calibration=None) for each in passes]
         return passes
 

@@ -72,8 +72,9 @@ def _whole_floats(source, element, kind):
 def load_rows(source, kind, starts, counts, x):
     """Load blocks whose weights are neighbours: lane l has `counts[l]` from element `starts[l]` on, then zeros."""
     block = len(x) // WIDTH
-    if counts[0] == block and counts[WIDTH - 1] == block and starts[WIDTH - 1] - starts[0] == (WIDTH - 1) * block:
-        for i in range(0, block, WIDTH):  # nothing is padded
+    # Where none of them is padded, each begins a whole block after the one before.
+    if counts[WIDTH - 1] == block and starts[WIDTH - 1] - starts[0] == (WIDTH - 1) * block:
+        for i in range(0, block, WIDTH):
             for lane in range(WIDTH):
                 store(x, (i + lane) * WIDTH, _whole_floats(source, starts[0] + lane * block + i, kind))
             transpose(x, i * WIDTH)
