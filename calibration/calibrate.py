@@ -107,7 +107,7 @@ def without_statistics(path: Path, out: Path, reason: str) -> None:
     """
     candidates = find_candidates(load(path))
     inputs = [projection.activation.name or "" for each in candidates for projection in each.projections]
-    none = Tokens(np.zeros((0, 2), np.int64), "no tokens")
+    none = Tokens(np.zeros((1, 2), np.int64), "no tokens")  # a window of two is the least
     with writing(out) as file:
         file.header(_header(path, candidates, none, [], dict.fromkeys(inputs, reason), hessians=False))
 
