@@ -63,14 +63,24 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputDigest:
+    """A file that was read, by its content."""
+
+    name: str
+    bytes: int
+    blake3: str
+    """In hexadecimal, as `b3sum` prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """A file by its content."""
+    """A file that was written, by its content."""
 
     name: str
     """Relative to its folder."""
     bytes: int
     sha256: str
-    """In hexadecimal."""
+    """In hexadecimal, as `sha256sum` prints it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +123,7 @@ class Report:
     verified: tuple[Mapping[str, Any], ...] = ()
     """For each ONNX file, what `run --verify` measured, as `verify --json` has it."""
 
-    inputs: tuple[FileDigest, ...] = ()
+    inputs: tuple[InputDigest, ...] = ()
     """The files that were read: models, data files and companions."""
     outputs: tuple[FileDigest, ...] = ()
     """The files that were written, all but the report itself."""

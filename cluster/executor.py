@@ -94,14 +94,14 @@ class Cluster:
         """As many as the workers have threads now."""
         return max(1, min(self._threads(), _MOST_HASHERS))
 
-    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
-        """Return the SHA-256 of an input in hexadecimal, which a worker computes or, if it fails, this process.
+    def blake3(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the BLAKE3 of an input in hexadecimal, which a worker computes or, if it fails, this process.
 
         Raises:
             ModelError: the file was replaced, or cannot be read.
             OSError: the file cannot be read.
         """
-        future = self._client.submit(_sha256, file, pure=False)
+        future = self._client.submit(_blake3, file, pure=False)
         try:
             while True:
                 advance(0)
@@ -111,7 +111,7 @@ class Cluster:
                     continue
                 return result
         except (TailorError, OSError, distributed.KilledWorker, distributed.CancelledError):
-            return file.sha256(advance)
+            return file.blake3(advance)
         finally:
             future.cancel()
 
@@ -178,10 +178,10 @@ def _deliver(parcel: Parcel) -> Delivery:
     return deliver(parcel, worker.address)
 
 
-def _sha256(file: DataFile) -> str:
+def _blake3(file: DataFile) -> str:
     """Run on a worker."""
     file.require_unchanged()
-    return file.sha256()
+    return file.blake3()
 
 
 def _accept(delivery: Delivery, parcel: Parcel, files: DataFolder, done: Done) -> None:

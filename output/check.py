@@ -11,7 +11,7 @@ from typing import Any
 from onnx_tailor.errors import OutputError
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.report import REPORT, FileDigest
-from onnx_tailor.weights.digest import sha256
+from onnx_tailor.weights.digest import sha256_of
 from onnx_tailor.weights.pool import workers
 
 
@@ -70,7 +70,7 @@ def _state(folder: Path, expected: FileDigest, progress: Progress) -> str:
         return "missing"
     if path.stat().st_size != expected.bytes:
         return "different"
-    return "equal" if sha256(path, progress.advance) == expected.sha256 else "different"
+    return "equal" if sha256_of(path, progress.advance) == expected.sha256 else "different"
 
 
 def _expected(report: Path) -> list[FileDigest]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from onnx_tailor.output.digests import digest
+from onnx_tailor.errors import ModelError
 from onnx_tailor.progress import Progress
 from onnx_tailor.report import FileDigest
+from onnx_tailor.weights.digest import sha256_of
 from onnx_tailor.weights.pool import workers
 
 __all__ = ["Closing", "flush"]
@@ -45,7 +46,7 @@ class Closing:
         for name in names:
             path = self._folder / name
             self._flushed.append(self._flusher.submit(flush, path))
-            self._digests[name] = self._hashers.submit(digest, path, self._folder, self._progress.advance)
+            self._digests[name] = self._hashers.submit(_digest, path, self._folder, self._progress.advance)
 
     def of(self, names: Iterable[str]) -> tuple[FileDigest, ...]:
         """Return the digests of files that were begun, when all that was begun has reached the disk.
@@ -67,3 +68,16 @@ def flush(path: Path) -> None:
     """
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def _digest(path: Path, above: Path, advance: Callable[[int], None]) -> FileDigest:
+    """Return the SHA-256 of a file, named from the folder `above` it; `advance` hears of the bytes read.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        name = path.relative_to(above).as_posix()
+        return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256_of(path, advance))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error

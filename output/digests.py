@@ -1,22 +1,22 @@
-"""The SHA-256 of files, for the report."""
+"""The BLAKE3 of the files that are read, for the report."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.report import FileDigest
-from onnx_tailor.weights.digest import Hashing, sha256
+from onnx_tailor.report import InputDigest
+from onnx_tailor.weights.digest import Hashing, blake3_of
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tasks import Executor
 
 
 class Digests:
-    """Hashes files on threads of its own or on what carries tasks out, beside work that reads them too.
+    """Hashes inputs on threads of its own or on what carries tasks out, beside work that reads them too.
 
     A context manager, whose end ends the thread, whether it is done or not.
     """
@@ -25,7 +25,7 @@ class Digests:
         """Begin with no file; `executor` hashes the inputs."""
         self._executor = executor
         self._pool = ThreadPoolExecutor(executor.hashers)
-        self._futures: dict[Path, Future[FileDigest]] = {}
+        self._futures: dict[Path, Future[InputDigest]] = {}
         self._begun: dict[Path, Hashing] = {}
         self._stopped = threading.Event()
 
@@ -49,7 +49,7 @@ class Digests:
             if path not in self._futures:
                 self._futures[path] = self._pool.submit(self._any, file)
 
-    def of(self, files: Iterable[Path]) -> tuple[FileDigest, ...]:
+    def of(self, files: Iterable[Path]) -> tuple[InputDigest, ...]:
         """Return the digests of files that were begun, waiting for them.
 
         Raises:
@@ -57,32 +57,22 @@ class Digests:
         """
         return tuple(self._futures[file].result() for file in files)
 
-    def _any(self, file: Path | DataFile) -> FileDigest:
-        if isinstance(file, Path):
-            return digest(file, advance=self._go_on)
-        begun = self._begun.get(file.path)
+    def _any(self, file: Path | DataFile) -> InputDigest:
+        path = file if isinstance(file, Path) else file.path
         try:
-            if begun is not None and begun.stamp == file.stamp:
-                found = begun.finish(self._go_on)
-            else:
-                found = self._executor.sha256(file, self._go_on)
+            size = path.stat().st_size if isinstance(file, Path) else file.size
+            return InputDigest(name=path.name, bytes=size, blake3=self._blake3(file))
         except OSError as error:
-            raise ModelError(f"{file.path}: cannot be read ({error.strerror})") from error
-        return FileDigest(name=file.path.name, bytes=file.size, sha256=found)
+            raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def _blake3(self, file: Path | DataFile) -> str:
+        if isinstance(file, Path):
+            return blake3_of(file, self._go_on)
+        begun = self._begun.get(file.path)
+        if begun is not None and begun.stamp == file.stamp:
+            return begun.finish(self._go_on)
+        return self._executor.blake3(file, self._go_on)
 
     def _go_on(self, _: int) -> None:
         if self._stopped.is_set():
             raise CancelledError
-
-
-def digest(path: Path, above: Path | None = None, advance: Callable[[int], None] = lambda _: None) -> FileDigest:
-    """Return the SHA-256 of a file, named from the folder `above` it; `advance` hears of the bytes read.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    name = path.relative_to(above or path.parent).as_posix()
-    try:
-        return FileDigest(name=name, bytes=path.stat().st_size, sha256=sha256(path, advance))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error

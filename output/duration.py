@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
 
 from onnx_tailor.weights.pool import workers
 from onnx_tailor.weights.quantize_job import QuantizeJob
@@ -38,10 +40,10 @@ def expected_seconds(job: Job) -> float | None:
     for alike in kinds.values():
         largest, wanted = max(alike, key=lambda pair: pair[0].read_bytes)
         computing += _seconds_per_byte(largest, wanted) * sum(each.read_bytes for each, _ in alike)
-    hashing = _seconds_to_hash()
+    before = sum(file.size for file in job.inputs) * _seconds_to_hash(blake3)
     files = job.file_bytes
-    after = sum(files.values()) / max(1, min(workers(), len(files)))
-    return max(computing / workers(), sum(file.size for file in job.inputs) * hashing) + after * hashing
+    after = sum(files.values()) / max(1, min(workers(), len(files))) * _seconds_to_hash(hashlib.sha256)
+    return max(computing / workers(), before) + after
 
 
 def _kind(job: WeightJob) -> Hashable:
@@ -65,9 +67,9 @@ def _seconds_per_byte(job: WeightJob, wanted: frozenset[str]) -> float:
     return (time.perf_counter() - started) * rows / ((tile[1] - tile[0]) * job.read_bytes)
 
 
-def _seconds_to_hash() -> float:
-    """Return the seconds that the SHA-256 of a byte takes."""
+def _seconds_to_hash(digest: Callable[[bytes], Any]) -> float:
+    """Return the seconds that `digest` takes for a byte."""
     content = bytes(_HASHED)
     started = time.perf_counter()
-    hashlib.sha256(content)
+    digest(content)
     return (time.perf_counter() - started) / _HASHED

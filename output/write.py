@@ -22,7 +22,7 @@ from onnx_tailor.output.companions import write_all
 from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.work import Work
 from onnx_tailor.progress import Progress
-from onnx_tailor.report import REPORT, FileDigest, PassReport, Report
+from onnx_tailor.report import REPORT, FileDigest, InputDigest, PassReport, Report
 from onnx_tailor.weights import journal
 from onnx_tailor.weights.files import DataFile
 from onnx_tailor.weights.tasks import Destination, Executor
@@ -183,7 +183,7 @@ def _write_small(job: Job, models: Path, folder: Path) -> tuple[list[str], list[
     return graphs, list(write_all(job.arrangement.companions, folder))
 
 
-def _final(job: Job, folder: Path, inputs: tuple[FileDigest, ...], outputs: tuple[FileDigest, ...]) -> Report:
+def _final(job: Job, folder: Path, inputs: tuple[InputDigest, ...], outputs: tuple[FileDigest, ...]) -> Report:
     beside = {file.name for file in job.arrangement.companions}
     report = job.report
     final = replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from onnx_tailor.errors import ModelError, innermost
 from onnx_tailor.remote import Url
@@ -86,13 +86,13 @@ class RemoteFile(DataFile):
         if RemoteFile.at(self.path, self.url).stamp != self.stamp:
             raise ModelError(f"{self.url}: the file was changed during the run; run again")
 
-    def sha256(self, advance: Callable[[int], None] = lambda _: None) -> str:
-        """Return the SHA-256 of the file in hexadecimal; `advance` hears of the bytes read.
+    def blake3(self, advance: Callable[[int], None] = lambda _: None) -> str:
+        """Return the BLAKE3 of the file in hexadecimal; `advance` hears of the bytes read.
 
         Raises:
             ModelError: the file cannot be read.
         """
-        digest = hashlib.sha256()
+        digest = blake3()
         for block in self._blocks():
             digest.update(block)
             advance(len(block))

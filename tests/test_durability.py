@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import handmade
 import pytest
+from blake3 import blake3
 from typer.testing import CliRunner, Result
 
 from onnx_tailor.cli import app
@@ -319,16 +321,16 @@ def test_an_input_that_changes_during_the_run_is_an_error(
 
 
 def test_the_report_tells_the_files_and_check_proves_them(tmp_path: Path, model: Path) -> None:
-    import hashlib
-
     (model.parent / "tokenizer.json").write_text("{}")
     out = tmp_path / "out"
     assert call("run", "rtn", model, "-o", out).exit_code == 0
     report = json.loads((out / "tailor-report.json").read_text())
-    for key, folder in (("inputs", model.parent), ("outputs", out)):
-        for file in report[key]:
-            content = (folder / file["name"]).read_bytes()
-            assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    for file in report["inputs"]:
+        content = (model.parent / file["name"]).read_bytes()
+        assert (file["bytes"], file["blake3"]) == (len(content), blake3(content).hexdigest())
+    for file in report["outputs"]:
+        content = (out / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert [file["name"] for file in report["inputs"]] == ["model.onnx", "model.onnx.data", "tokenizer.json"]
     assert {file["name"] for file in report["outputs"]} | {"tailor-report.json"} == set(handmade.contents(out))
     assert report["recipe_text"].startswith("# 4 bits")

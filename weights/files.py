@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.weights.digest import sha256
+from onnx_tailor.weights.digest import blake3_of
 
 _OPEN = 64
 """Files that a thread keeps open: some exporters write a file for each weight, and a process may open some 1000."""
@@ -85,13 +85,13 @@ class DataFile:
         for index in range(len(rows)):  # many, where a weight is stored by columns
             self._fill(handle, offset + index * step, content[index * width : (index + 1) * width])
 
-    def sha256(self, advance: Callable[[int], None] = lambda _: None) -> str:
-        """Return the SHA-256 of the file in hexadecimal; `advance` hears of the bytes read.
+    def blake3(self, advance: Callable[[int], None] = lambda _: None) -> str:
+        """Return the BLAKE3 of the file in hexadecimal; `advance` hears of the bytes read.
 
         Raises:
             OSError: the file cannot be read.
         """
-        return sha256(self.path, advance)
+        return blake3_of(self.path, advance)
 
     def _fill(self, handle: FileIO, offset: int, buffer: memoryview) -> None:
         done = _read_at(handle, offset, buffer)

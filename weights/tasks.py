@@ -86,8 +86,8 @@ class Executor(Protocol):
     def hashers(self) -> int:
         """How many files it hashes at once."""
 
-    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
-        """Return the SHA-256 of an input in hexadecimal; may be called from several threads.
+    def blake3(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the BLAKE3 of an input in hexadecimal; may be called from several threads.
 
         `advance` is called every now and then with the bytes read, and ends the work by raising.
 

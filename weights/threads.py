@@ -47,14 +47,14 @@ class Threads:
         """One: more would take processors from the weights, which are read at the same time."""
         return 1
 
-    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
-        """Return the SHA-256 of an input in hexadecimal.
+    def blake3(self, file: DataFile, advance: Callable[[int], None]) -> str:
+        """Return the BLAKE3 of an input in hexadecimal.
 
         Raises:
             ModelError: the file cannot be read.
             OSError: the same.
         """
-        return file.sha256(advance)
+        return file.blake3(advance)
 
 
 def _raise_first(finished: set[Future[None]]) -> None:

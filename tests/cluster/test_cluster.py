@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import handmade
 import pytest
+from blake3 import blake3
 from typer.testing import CliRunner, Result
 
 from onnx_tailor.cli import app
@@ -102,7 +102,7 @@ def test_workers_write_what_threads_write(
 ) -> None:
     expected, out = local(model, recipe), tmp_path / "out"
     here = computed_here(monkeypatch)
-    monkeypatch.setattr(DataFile, "sha256", None)
+    monkeypatch.setattr(DataFile, "blake3", None)
     result = call("run", recipe, model, "-o", out, "--executor", where)
     assert result.exit_code == 0, result.output
     assert handmade.contents(out) == expected
@@ -267,8 +267,8 @@ def test_what_no_worker_can_hash_is_hashed_here(tmp_path: Path) -> None:
 
     (tmp_path / "weights").write_bytes(b"abc")
     client = Lost()
-    found = executor.Cluster(client, "here:1").sha256(DataFile.open(tmp_path / "weights"), lambda _: None)
-    assert found == hashlib.sha256(b"abc").hexdigest()
+    found = executor.Cluster(client, "here:1").blake3(DataFile.open(tmp_path / "weights"), lambda _: None)
+    assert found == blake3(b"abc").hexdigest()
     assert client.status == "cancelled"
 
 

@@ -40,7 +40,7 @@ def test_seconds_are_those_of_a_tile_for_each_of_them(
 ) -> None:
     """Tiles that all take half a second by the clock, and hashing that takes none."""
     monkeypatch.setattr(view, "TILE_BYTES", 16384)
-    monkeypatch.setattr(duration, "_seconds_to_hash", lambda: 0.0)
+    monkeypatch.setattr(duration, "_seconds_to_hash", lambda _: 0.0)
     clock = Clock()
     monkeypatch.setattr(duration, "time", clock)
     tried: list[tuple[int, int]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from blake3 import blake3
 from typer.testing import CliRunner, Result
 
 from onnx_tailor.cli import app
@@ -29,7 +29,7 @@ CONTENT = bytes(range(256)) * 50_000  # several blocks
 
 
 class _NeverHashes(Threads):
-    def sha256(self, file: DataFile, advance: Callable[[int], None]) -> str:
+    def blake3(self, file: DataFile, advance: Callable[[int], None]) -> str:
         raise ModelError(f"{file.path}: hashed anew")
 
 
@@ -50,7 +50,7 @@ def digest_of(path: Path, ahead: Mapping[Path, Hashing], executor: Threads) -> s
         digests.begin([DataFile.open(path)])
         (found,) = digests.of([path])
     assert (found.name, found.bytes) == (path.name, path.stat().st_size)
-    return found.sha256
+    return found.blake3
 
 
 class _Endless(Hashing):
@@ -92,7 +92,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_was_hashed_ahead_is_not_hashed_again(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(CONTENT)
-    assert digest_of(model, begun(model), _NeverHashes()) == hashlib.sha256(CONTENT).hexdigest()
+    assert digest_of(model, begun(model), _NeverHashes()) == blake3(CONTENT).hexdigest()
 
 
 def test_what_was_broken_off_is_gone_on_with(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_was_broken_off_is_gone_on_with(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             hashing.finish(break_off)
-    assert digest_of(model, {model: hashing}, _NeverHashes()) == hashlib.sha256(CONTENT).hexdigest()
+    assert digest_of(model, {model: hashing}, _NeverHashes()) == blake3(CONTENT).hexdigest()
 
 
 def test_a_file_replaced_before_it_is_loaded_is_hashed_anew(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_file_replaced_before_it_is_loaded_is_hashed_anew(tmp_path: Path) -> N
     status = model.stat()
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(model)
-    assert digest_of(model, ahead, Threads()) == hashlib.sha256(CONTENT[::-1]).hexdigest()
+    assert digest_of(model, ahead, Threads()) == blake3(CONTENT[::-1]).hexdigest()
 
 
 def test_a_file_changed_in_place_before_it_is_loaded_is_hashed_anew(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_file_changed_in_place_before_it_is_loaded_is_hashed_anew(tmp_path: Pa
     ahead = begun(model)
     with model.open("r+b") as file:
         file.write(b"x")
-    assert digest_of(model, ahead, Threads()) == hashlib.sha256(b"x" + CONTENT[1:]).hexdigest()
+    assert digest_of(model, ahead, Threads()) == blake3(b"x" + CONTENT[1:]).hexdigest()
 
 
 def test_a_model_and_the_files_that_belong_to_it_by_their_names(tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_a_mistake_in_the_recipe_does_not_wait_for_the_model(tmp_path: Path) -> 
 
 def test_the_command_begins_with_the_model(hashed: list[str], tmp_path: Path) -> None:
     result = call("run", "tie", EXAMPLE / "model.onnx", "-o", tmp_path / "out", "--json")
-    told = {file["name"]: file["sha256"] for file in json.loads(result.stdout)["inputs"]}
+    told = {file["name"]: file["blake3"] for file in json.loads(result.stdout)["inputs"]}
     assert hashed[0] == "model.onnx"
     assert {"model.onnx", "model.onnx.data"} <= set(told)
-    assert told == {name: hashlib.sha256((EXAMPLE / name).read_bytes()).hexdigest() for name in told}
+    assert told == {name: blake3((EXAMPLE / name).read_bytes()).hexdigest() for name in told}
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ("-o", "out", "--executor", "elsewhere")])
