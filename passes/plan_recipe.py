@@ -30,6 +30,7 @@ def _recipe(options: Quantize, goal: str) -> str:
         f"      method: {options.method}",
         f"      block_size: {options.block_size}",
         f"      symmetric: {json.dumps(options.symmetric)}",
+        f"      zero_points: {options.zero_points}",
         f"      scales: {options.scales or 'model'}",
         f"      format: {options.format}",
         f"      embeddings: {json.dumps(options.embeddings)}",

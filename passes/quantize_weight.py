@@ -11,6 +11,7 @@ from onnx_tailor.graph.tables.block_table import BlockTable, gather
 from onnx_tailor.graph.tables.scales import read_as
 from onnx_tailor.graph.tables.stacks import Stack, as_matrices, stack_rows
 from onnx_tailor.graph.tables.token_tables import Table
+from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob
@@ -38,7 +39,7 @@ def rewrite(
         rows = gather(model, reader.node, table, ids, layout, reader.matrix.dtype, gathered)
         result = as_matrices(model, reader, rows, ids) if isinstance(reader, Stack) else rows
         model.replace(reader.node.outputs[0], result)
-    return describe(name, candidate, job, _objection(target, job.format.bits), stored_bytes(job), layout)
+    return describe(name, candidate, job, _objection(target, job.format), stored_bytes(job), layout)
 
 
 def describe(name: str, candidate: Candidate, job: QuantizeJob, remark: str, nbytes: int, layout: str | None) -> Change:
@@ -55,6 +56,7 @@ def describe(name: str, candidate: Candidate, job: QuantizeJob, remark: str, nby
             "bits": fmt.bits,
             "block_size": fmt.block_size,
             "symmetric": fmt.symmetric,
+            "zero_points": None if fmt.symmetric else "float" if fmt.float_points else "integer",
             "method": job.label,
             "role": where.role,
             "layer": where.layer,
@@ -64,11 +66,14 @@ def describe(name: str, candidate: Candidate, job: QuantizeJob, remark: str, nby
     )
 
 
-def _objection(target: Target, bits: int) -> str:
-    """Say that the target multiplies by no weight of so many bits; "" where it does."""
-    if not target.lacks("MatMulNBits", bits):
-        return ""
-    return f"; but MatMulNBits has no kernel of {bits} bits on {target.name}, so it runs slowly there, or not at all"
+def _objection(target: Target, fmt: BlockFormat) -> str:
+    """Say that the target multiplies slowly, or not at all, by a weight of this format; "" where it does well."""
+    if target.lacks("MatMulNBits", fmt.bits):
+        bits = f"{fmt.bits} bits"
+        return f"; but MatMulNBits has no kernel of {bits} on {target.name}, so it runs slowly there, or not at all"
+    if fmt.float_points and target.name == "cpu":
+        return "; but MatMulNBits on cpu unpacks all of such a weight at each run, so a token takes many times longer"
+    return ""
 
 
 def widest(candidate: Candidate) -> ir.DataType:
@@ -87,8 +92,9 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
     scales = WeightTensor(Blob(job, "scales"), scale_type, (rows, blocks))
     points = None
     if not fmt.symmetric:
-        shape = (rows, fmt.zero_point_row_bytes(columns))
-        tensor = WeightTensor(Blob(job, "zero_points"), ir.DataType.UINT8, shape)
+        kind = scale_type if fmt.float_points else ir.DataType.UINT8
+        shape = (rows, blocks if fmt.float_points else fmt.zero_point_row_bytes(columns))
+        tensor = WeightTensor(Blob(job, "zero_points"), kind, shape)
         points = model.initializer(tensor, f"{name}_zero_points")
     return BlockTable(
         name,
@@ -124,7 +130,7 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         activation,
         table.codes,
         read_as(model, table.scales, kind),
-        table.zero_points,
+        _points(model, table),
     ]
     if projection.bias is not None:
         bias = projection.bias
@@ -148,10 +154,16 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
     model.replace(projection.output, result)
 
 
+def _points(model: TailorModel, table: BlockTable) -> ir.Value | None:
+    """Return the zero points as MatMulNBits reads them: in float of the type in which it reads the scales."""
+    points = table.zero_points
+    return points if points is None or points.dtype == ir.DataType.UINT8 else read_as(model, points, table.read_as)
+
+
 def _what(job: QuantizeJob) -> str:
     """Return the setting as a report tells it."""
     fmt = job.format
-    kind = "symmetric" if fmt.symmetric else "asymmetric"
+    kind = "symmetric" if fmt.symmetric else "float zero points" if fmt.float_points else "asymmetric"
     method = f"{job.label} ({job.remark})" if job.remark else job.label
     narrow = ", float16 scales" if job.view.dtype == ir.DataType.FLOAT and fmt.scale_dtype == "float16" else ""
     return f"{fmt.bits} bits, block {fmt.block_size}, {kind}{narrow}, {method}"

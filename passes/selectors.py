@@ -45,6 +45,8 @@ class NodeRule:
     """Weights along K that share a scale: a power of two from 16 on."""
     symmetric: bool | None = None
     """Without zero points."""
+    zero_points: Literal["integer", "float"] | None = None
+    """Their type."""
     method: Literal["rtn", "k_quant", "imatrix", "gptq"] | None = None
     """How scales and codes are chosen."""
     layers: str | None = None

@@ -14,7 +14,7 @@ from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.graph.meaning.mixtures import find_mixtures
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData, require_here
-from onnx_tailor.passes.quantize_weight import stored_bytes, widest
+from onnx_tailor.passes.quantize_weight import stored_bytes
 from onnx_tailor.passes.selectors import NodeRule, Rules, Selectable, Setting, select
 from onnx_tailor.passes.set_weights import earlier_equals
 from onnx_tailor.passes.weigh import weigh_all
@@ -179,7 +179,7 @@ def _saved(part: Part, candidate: Candidate) -> int:
     if rule is None or not isinstance(rule.bits, int):
         return 0
     view = candidate.matrix.view
-    job = QuantizeJob(view, part.options.block_format(rule, rule.bits, widest(candidate)), "k_quant", candidate.name)
+    job = QuantizeJob(view, part.options.format_of(candidate, rule, rule.bits), "k_quant", candidate.name)
     return max(0, view.nbytes - stored_bytes(job))
 
 

@@ -10,7 +10,7 @@ from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.meaning.mixtures import FC1, Mixture
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData
 from onnx_tailor.passes.quantize_mixture import match_mixture
-from onnx_tailor.passes.quantize_weight import stored_bytes, widest
+from onnx_tailor.passes.quantize_weight import stored_bytes
 from onnx_tailor.passes.selectors import NodeRule, Rules
 from onnx_tailor.quant.format import Bits
 from onnx_tailor.report import Skip
@@ -73,8 +73,8 @@ def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: Inpu
     matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
     if candidate.stacks:  # whole blocks alone
         forms = tuple(form for form in forms if inside % form.block_size == 0)
-    kind = widest(candidate)
-    formats = {form: options.block_format(replace(rule, block_size=form.block_size), form.bits, kind) for form in forms}
+    sized = {form: replace(rule, block_size=form.block_size) for form in forms}
+    formats = {form: options.format_of(candidate, own, form.bits) for form, own in sized.items()}
     sizes = {form: stored_bytes(QuantizeJob(view, fmt, "k_quant", candidate.name)) for form, fmt in formats.items()}
     sizes = {form: min(size, view.nbytes) for form, size in sizes.items()} | {FLOAT: view.nbytes}
     columns = None if importance is None else importance.columns

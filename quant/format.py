@@ -32,6 +32,8 @@ class BlockFormat:
     """No zero points are stored: 2^(bits-1) stands for zero."""
     scale_dtype: str
     """float32, float16 or bfloat16: the type in which scales are stored."""
+    float_points: bool = False
+    """Zero points are of the scales' type, one for each block, in the place of packed integers."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -45,6 +47,8 @@ class BlockFormat:
             raise ValueError(f"block_size must be a power of two from 16 on, not {self.block_size}")
         if self.scale_dtype not in SCALE_TYPES:
             raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_TYPES)}, not {self.scale_dtype}")
+        if self.float_points and self.symmetric:
+            raise ValueError("symmetric blocks have no zero points, so none in float")
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -61,7 +65,9 @@ class BlockFormat:
         return self.block_size * self.bits // 8
 
     def zero_point_row_bytes(self, k: int) -> int:
-        """Return the bytes of one row's zero points, packed along the row's blocks."""
+        """Return the bytes of one row's zero points: packed along the row's blocks, or one number for each."""
+        if self.float_points:
+            return self.blocks(k) * self.dtype.itemsize
         return -(-self.blocks(k) * self.bits // 8)
 
 
@@ -102,9 +108,10 @@ class Quantized:
     """[rows, blocks, block_size*bits/8]; code i lies in byte i*bits//8 at bit (i*bits) % 8."""
     scales: npt.NDArray[np.generic]
     """[rows, blocks]"""
-    zero_points: npt.NDArray[np.uint8] | None
-    """[rows, ceil(blocks*bits/8)], packed as the codes are; None when symmetric."""
-    sums: ErrorSums
+    zero_points: npt.NDArray[np.generic] | None
+    """uint8 [rows, ceil(blocks*bits/8)], packed as the codes are, or [rows, blocks] of the scales' type; None when
+    symmetric."""
+    sums: ErrorSums = ErrorSums()
     """How far the values are from the weights."""
 
 

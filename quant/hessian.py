@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-DAMPING = 0.01
+DAMPING = 0.05
 """Of the mean diagonal, added to the diagonal: for texts that differ from the calibration's, and against rank loss."""
 _STRONGEST = 10.0
 

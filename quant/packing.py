@@ -40,9 +40,11 @@ def codes_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.uint8]:
     return unpack(quantized.codes, fmt.bits).reshape(len(quantized.codes), -1)
 
 
-def zero_points_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.uint8]:
-    """Return the zero points [rows, blocks], one a byte."""
+def zero_points_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.generic]:
+    """Return the zero points [rows, blocks], integers one a byte."""
     rows, blocks = quantized.scales.shape
     if quantized.zero_points is None:
         return np.full((rows, blocks), 1 << fmt.bits - 1, np.uint8)
-    return np.ascontiguousarray(unpack(quantized.zero_points, fmt.bits)[:, :blocks])
+    if quantized.zero_points.dtype != np.uint8:
+        return quantized.zero_points
+    return np.ascontiguousarray(unpack(quantized.zero_points.view(np.uint8), fmt.bits)[:, :blocks])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +13,7 @@ from onnx_tailor.quant.search_plan import NO_SEARCH, plan
 from onnx_tailor.quant.workspace import workspace
 
 _KINDS = list(SCALE_TYPES.values())
+_Real = TypeVar("_Real", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 def quantize(
@@ -25,11 +29,14 @@ def quantize(
     `importance` [K] (llama.cpp's imatrix: the mean square of the inputs that meet the column), 1 in blocks where that
     is zero throughout, and without it rms(block) + |x|, as in llama.cpp. `rtn` takes no notice of it.
     A weight of float32, float16 or bfloat16 is read as it lies, by rows or (a transposed array) by columns.
+    With float zero points each block is at least as good as with integers.
 
     Raises:
         NonFiniteError: the weight holds a NaN or an infinity.
         ValueError: importance is not K finite values of at least zero.
     """
+    if fmt.float_points:
+        return _with_float_points(weight, fmt, method, importance)
     rows, k = weight.shape
     source, kind, by_columns = _as_bytes(weight)
     blocks = fmt.blocks(k)
@@ -52,6 +59,17 @@ def quantize(
         raise NonFiniteError(row, column, float(weight[row, column]))
     stored = scales.astype(fmt.dtype, copy=False)
     return Quantized(codes, stored, None if fmt.symmetric else points, ErrorSums(float(sums[0]), float(sums[1])))
+
+
+def _with_float_points(
+    weight: npt.NDArray[np.generic], fmt: BlockFormat, method: Method, importance: npt.NDArray[np.float32] | None
+) -> Quantized:
+    from onnx_tailor.quant.float_points import with_float_points  # it needs this module
+
+    start = quantize(weight, replace(fmt, float_points=False), method, importance)
+    x = np.ascontiguousarray(weight, np.float32)
+    found = with_float_points(x, fmt, start, None if method == "rtn" else costs_of(x, fmt, importance))
+    return replace(found, sums=error_sums(x, found, fmt))
 
 
 def _call(*arrays: npt.NDArray[np.generic]) -> bool:
@@ -95,14 +113,21 @@ def unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def dequantize(quantized: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np.float32]:
-    """Return the values [rows, K] that ONNX Runtime computes: (code - zero point) * scale in float32."""
+    """Return the values [rows, K] that ONNX Runtime's CPU computes in float32.
+
+    (code - zero point) * scale; where zero points are float, code * scale - zero point * scale.
+    """
     rows, blocks = quantized.scales.shape
     codes = unpack(quantized.codes, fmt.bits).astype(np.float32)
+    scales = quantized.scales.astype(np.float32)[..., None]
+    if fmt.float_points and quantized.zero_points is not None:
+        values = codes * scales - quantized.zero_points.astype(np.float32)[..., None] * scales
+        return values.reshape(rows, -1)[:, :k]
     if quantized.zero_points is None:
         points = np.full((rows, blocks), 1 << fmt.bits - 1, np.float32)
     else:
-        points = unpack(quantized.zero_points, fmt.bits)[:, :blocks].astype(np.float32)
-    values = (codes - points[..., None]) * quantized.scales.astype(np.float32)[..., None]
+        points = unpack(quantized.zero_points.view(np.uint8), fmt.bits)[:, :blocks].astype(np.float32)
+    values = (codes - points[..., None]) * scales
     return values.reshape(rows, -1)[:, :k]
 
 
@@ -123,15 +148,36 @@ def weighted_error(
 
     The cost is `importance` [K] as `quantize` takes it, or rms(block) + |x| without.
     """
-    rows, k = weight.shape
-    shape = (rows, fmt.blocks(k), fmt.block_size)
-    padding = ((0, 0), (0, shape[1] * shape[2] - k))
-    x = np.pad(weight.astype(np.float64), padding).reshape(shape)
-    value = np.pad(dequantize(quantized, k, fmt).astype(np.float64), padding).reshape(shape)
-    if importance is None:
-        cost = np.sqrt(np.mean(x**2, axis=2, keepdims=True)) + np.abs(x)
-    else:
-        cost = np.pad(importance.astype(np.float64)[None], padding).reshape(1, *shape[1:])
-        cost = np.where(cost.any(axis=2, keepdims=True), cost, 1.0)
+    x = _blocks(weight, fmt).astype(np.float64)
+    value = _blocks(dequantize(quantized, weight.shape[1], fmt), fmt).astype(np.float64)
+    cost = _costs(x, importance, fmt)
     error: npt.NDArray[np.float64] = np.sum(cost * (value - x) ** 2, axis=2)
     return error
+
+
+def costs_of(
+    weight: npt.NDArray[np.float32], fmt: BlockFormat, importance: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
+    """Return what an error in each element of `weight` [rows, K] costs in `weighted_error`, in float32."""
+    x = _blocks(weight, fmt)
+    with np.errstate(over="ignore"):
+        costs = np.broadcast_to(_costs(x, importance, fmt), x.shape)
+    return np.ascontiguousarray(costs.reshape(len(weight), -1)[:, : weight.shape[1]])
+
+
+def _costs(x: _Real, importance: npt.NDArray[np.float32] | None, fmt: BlockFormat) -> _Real:
+    """Return the costs, [rows or 1, blocks, block_size], of elements `x` [rows, blocks, block_size] in their type."""
+    if importance is None:
+        squares = np.einsum("rbk,rbk->rb", x, x, dtype=np.float64)  # those of small numbers are none in float32
+        found: _Real = np.sqrt(squares / fmt.block_size).astype(x.dtype)[..., None] + np.abs(x)
+        return found
+    costs = _blocks(importance[None], fmt).astype(x.dtype)
+    return np.where(costs.any(axis=2, keepdims=True), costs, x.dtype.type(1))
+
+
+def _blocks(matrix: npt.NDArray[np.float32], fmt: BlockFormat) -> npt.NDArray[np.float32]:
+    """Return [rows, K] as [rows, blocks, block_size], padded with zeros."""
+    rows, k = matrix.shape
+    missing = fmt.blocks(k) * fmt.block_size - k
+    padded = np.pad(matrix, ((0, 0), (0, missing))) if missing else matrix
+    return padded.reshape(rows, fmt.blocks(k), fmt.block_size)

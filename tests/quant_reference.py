@@ -118,3 +118,10 @@ def values(result: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np.float6
     codes = unpack(result.codes, fmt.bits, fmt.block_size)
     full = (codes - zero[..., None]) * scale[..., None]
     return full.reshape(len(full), -1)[:, :k]
+
+
+def slack(x: npt.NDArray[np.generic], fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
+    """Return what float32 cannot tell: a part of the weighted squares, and what lies below the least normal float."""
+    squares = np.sum(costs(x, fmt, importance) * blocks(x, fmt) ** 2, axis=2)
+    scale_steps = np.sum(costs(x, fmt, importance), axis=2) * (2.0**-126) ** 2
+    return 1e-12 * squares + scale_steps

@@ -53,8 +53,12 @@ def joined(parts: Iterable[tuple[tuple[int, int], Quantized]], rows: int, column
         here = slice(start // fmt.block_size, fmt.blocks(stop))
         codes[:, here], scales[:, here] = part.codes, part.scales
         if points is not None and part.zero_points is not None:
-            points[:, here.start * fmt.bits // 8 : fmt.zero_point_row_bytes(stop)] = part.zero_points
+            points[:, fmt.zero_point_row_bytes(start) : fmt.zero_point_row_bytes(stop)] = part.zero_points.view(
+                np.uint8
+            )
         sums += part.sums
+    if points is not None and fmt.float_points:
+        return Quantized(codes, scales, points.view(fmt.dtype), sums)
     return Quantized(codes, scales, points, sums)
 
 

@@ -60,7 +60,7 @@ class TransposedCodes:
             codes = transpose(packed ^ _middles(fmt.bits) if fmt.symmetric else packed, fmt.bits)[: stop - start]
             parts: dict[str, npt.NDArray[np.generic]] = {"scales": row_major(result.scales.T), "codes": codes}
             if result.zero_points is not None:
-                parts["zero_points"] = transpose(result.zero_points, fmt.bits)[: result.scales.shape[1]]
+                parts["zero_points"] = transpose(result.zero_points.view(np.uint8), fmt.bits)[: result.scales.shape[1]]
             for output, array in parts.items():
                 if output in wanted:
                     first = start if output == "codes" else start // fmt.block_size

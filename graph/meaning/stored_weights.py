@@ -114,7 +114,7 @@ def _forms(model: TailorModel) -> Iterable[tuple[ir.Node, Matrix | Blocks]]:
             yield node, matched.weight
         elif node.domain == MICROSOFT:
             shape = attribute(node, "N", 0), attribute(node, "K", 0)
-            read = (node.inputs[1], stored_scales(node.inputs[2]), *node.inputs[3:4])
+            read = (node.inputs[1], *map(stored_scales, node.inputs[2:4]))
             operands = tuple(value for value in read if value is not None)
             yield node, Blocks(operands, attribute(node, "bits", 4), attribute(node, "block_size", 32), shape)
     for table in find_tables(model):

@@ -105,10 +105,11 @@ def _quantized(node: ir.Node) -> Linear | str:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             continue
-        root = stored(stored_scales(value) if kind == "scales" else value)
+        blockwise = kind in {"scales", "zero_points"}
+        root = stored(stored_scales(value) if blockwise else value)
         if root is None:
             return f"its {kind} are computed"
-        cast = value.producer() if kind == "scales" and is_op(value.producer(), "Cast") else None
+        cast = value.producer() if blockwise and is_op(value.producer(), "Cast") else None
         operands.append(Operand(index, kind, root, 0, () if cast is None else (cast,)))
     if attribute(node, "weight_prepacked", 0):
         return "its weight lies in the private layout of one kernel (weight_prepacked)"

@@ -8,8 +8,8 @@ import pytest
 import quant_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
+from quant_inputs import importances, weights
 
 from onnx_tailor.quant import BlockFormat, NonFiniteError, dequantize, quantize, weighted_error
 
@@ -23,46 +23,6 @@ formats = st.builds(
     symmetric=st.booleans(),
     scale_dtype=st.sampled_from(reference.SCALE_TYPES),
 )
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-shapes = st.tuples(st.integers(1, 20), st.integers(1, 140))
-
-
-@st.composite
-def weights(draw, exponents: tuple[int, int] = (-140, 120)) -> np.ndarray:
-    """Draw a matrix: any floats whatever, or Gaussians of any size with outliers, zero blocks and repeated values."""
-    rows, k = draw(shapes)
-    if exponents == (-140, 120) and draw(st.booleans()):
-        return draw(arrays.arrays(np.float32, (rows, k), elements=finite))
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    x = random.standard_normal((rows, k))
-    match draw(st.sampled_from(["plain", "outliers", "zeros", "constant", "few values", "one sign"])):
-        case "outliers":
-            x *= np.where(random.random((rows, k)) < 0.02, 1000, 1)
-        case "zeros":
-            x *= random.random((rows, k)) < 0.1
-        case "constant":
-            x[:] = x[0, 0]
-        case "few values":
-            x = np.rint(x * 2)
-        case "one sign":
-            x = np.abs(x)
-    return np.clip(x * 2.0 ** draw(st.integers(*exponents)), -3e38, 3e38).astype(np.float32)
-
-
-@st.composite
-def importances(draw, k: int) -> np.ndarray | None:
-    if draw(st.booleans()):
-        return None
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    values = np.exp(2 * random.standard_normal(k)) * (random.random(k) < draw(st.sampled_from([0.0, 0.3, 1.0])))
-    return (values * 2.0 ** draw(st.integers(-60, 60))).astype(np.float32)
-
-
-def _slack(x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None) -> np.ndarray:
-    """What float32 cannot tell: a part of the weighted squares, and whatever lies below the least normal float."""
-    squares = np.sum(reference.costs(x, fmt, importance) * reference.blocks(x, fmt) ** 2, axis=2)
-    scale_steps = np.sum(reference.costs(x, fmt, importance), axis=2) * (2.0**-126) ** 2
-    return 1e-12 * squares + scale_steps
 
 
 @settings(deadline=None, max_examples=300)
@@ -85,7 +45,7 @@ def test_k_quant_is_never_worse_than_plain_rounding(x, fmt, data):
     importance = data.draw(importances(x.shape[1]))
     found = reference.grid_error(x, *reference.grid(quantize(x, fmt, "k_quant", importance), fmt), fmt, importance)
     plain = reference.grid_error(x, *reference.rtn(x, fmt), fmt, importance)
-    assert np.all(found <= plain * (1 + TOLERANCE) + _slack(x, fmt, importance))
+    assert np.all(found <= plain * (1 + TOLERANCE) + reference.slack(x, fmt, importance))
 
 
 @settings(deadline=None, max_examples=300)
@@ -103,7 +63,7 @@ def test_k_quant_is_never_worse_than_that_of_onnxruntime(x, fmt):
     scale = reference.stored(np.nan_to_num(scale.astype(np.float64)).reshape(shape), fmt)
     theirs = reference.grid_error(x, scale, zero.astype(np.float64).reshape(shape), fmt)
     found = reference.grid_error(x, *reference.grid(quantize(x, fmt, "k_quant"), fmt), fmt)
-    assert np.all(found <= theirs * (1 + TOLERANCE) + _slack(x, fmt, None))
+    assert np.all(found <= theirs * (1 + TOLERANCE) + reference.slack(x, fmt, None))
 
 
 @settings(deadline=None, max_examples=100)
