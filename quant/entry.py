@@ -48,6 +48,7 @@ _ADDRESSES = (
     _WORDS,
     _FLOATS,
     _BYTES,
+    _FLOATS,
     _DOUBLES,
     _FLOATS,
     _WORDS,
@@ -56,14 +57,17 @@ _ADDRESSES = (
 )
 
 
-def _quantize_tile(source, importance, integers, steps, codes, scales, points, sums, floats, words, results, spots):
+def _quantize_tile(
+    source, importance, integers, steps, codes, scales, points, float_points, sums, floats, words, results, spots
+):
     """Call `quantize_tile` with what lies at the addresses. Return whether every weight is finite, as 0 or 1.
 
     `integers` are bytes of the source, its kind, whether it lies by columns, bytes of the importance, bits, block size,
-    whether it is symmetric, kind of the scales, rows, columns, and those of the plan; `steps` are the plan's others.
+    whether it is symmetric, whether its zero points are floats, kind of the scales, rows, columns, and those of the
+    plan; `steps` are the plan's others.
     """
-    at, step = _array(integers, (15,)), _array(steps, (3,))
-    width, block, rows, k = at[4], at[5], at[8], at[9]
+    at, step = _array(integers, (16,)), _array(steps, (3,))
+    width, block, rows, k = at[4], at[5], at[9], at[10]
     blocks, words_each = -(-k // block), block * width // 32
     return np.int64(
         quantize_tile(
@@ -74,12 +78,13 @@ def _quantize_tile(source, importance, integers, steps, codes, scales, points, s
             width,
             block,
             at[6] != 0,
-            Plan(step[0], step[1], at[10], at[11], at[12], step[2], at[13], at[14]),
-            at[7],
+            Plan(step[0], step[1], at[11], at[12], at[13], step[2], at[14], at[15]),
+            at[8],
             (rows, k),
             _array(codes, (rows * blocks * words_each,)),
             _array(scales, (rows * blocks,)),
-            _array(points, (0 if at[6] else rows * -(-blocks * width // 8),)),
+            _array(points, (0 if at[6] or at[7] else rows * -(-blocks * width // 8),)),
+            _array(float_points, (rows * blocks if at[7] else 0,)),
             _array(sums, (2,)),
             (
                 _array(floats, (2, 2, block * WIDTH)),

@@ -14,6 +14,8 @@ Bits = Literal[2, 4, 8]
 Method = Literal["rtn", "k_quant", "gptq"]
 ScaleType = Literal["float32", "float16", "bfloat16"]
 
+FLOAT_POINT_BITS = (2, 4)
+"""Bits with which MatMulNBits takes float zero points: its CPU kernel fails on those of 8 bits (measured with 1.31)."""
 SCALE_TYPES: dict[str, np.dtype[np.generic]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -33,7 +35,7 @@ class BlockFormat:
     scale_dtype: str
     """float32, float16 or bfloat16: the type in which scales are stored."""
     float_points: bool = False
-    """Zero points are of the scales' type, one for each block, in the place of packed integers."""
+    """Zero points are floats of the scales' type, which MatMulNBits takes and no operator that gathers rows."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -47,8 +49,8 @@ class BlockFormat:
             raise ValueError(f"block_size must be a power of two from 16 on, not {self.block_size}")
         if self.scale_dtype not in SCALE_TYPES:
             raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_TYPES)}, not {self.scale_dtype}")
-        if self.float_points and self.symmetric:
-            raise ValueError("symmetric blocks have no zero points, so none in float")
+        if self.float_points and (self.symmetric or self.bits not in FLOAT_POINT_BITS):
+            raise ValueError("float zero points are for 2 and 4 bits, and symmetric grids have none")
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -65,7 +67,7 @@ class BlockFormat:
         return self.block_size * self.bits // 8
 
     def zero_point_row_bytes(self, k: int) -> int:
-        """Return the bytes of one row's zero points: packed along the row's blocks, or one number for each."""
+        """Return the bytes of one row's zero points: floats, or integers packed along the row's blocks."""
         if self.float_points:
             return self.blocks(k) * self.dtype.itemsize
         return -(-self.blocks(k) * self.bits // 8)
@@ -102,16 +104,16 @@ class ErrorSums:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized matrix [rows, K]. Its value is (code - zero point) * scale."""
+    """A quantized matrix [rows, K]. Its value is (code - zero point) * scale; see `dequantize`."""
 
     codes: npt.NDArray[np.uint8]
     """[rows, blocks, block_size*bits/8]; code i lies in byte i*bits//8 at bit (i*bits) % 8."""
     scales: npt.NDArray[np.generic]
     """[rows, blocks]"""
     zero_points: npt.NDArray[np.generic] | None
-    """uint8 [rows, ceil(blocks*bits/8)], packed as the codes are, or [rows, blocks] of the scales' type; None when
-    symmetric."""
-    sums: ErrorSums = ErrorSums()
+    """uint8 [rows, ceil(blocks*bits/8)], packed as the codes are, or floats [rows, blocks] of the scales' type; None
+    when symmetric."""
+    sums: ErrorSums
     """How far the values are from the weights."""
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from onnx_tailor.quant.format import BlockFormat, Quantized
 from onnx_tailor.quant.hessian import Factor
-from onnx_tailor.quant.packing import codes_of, pack, zero_points_of
-from onnx_tailor.quant.quantize import error_sums, quantize
+from onnx_tailor.quant.packing import codes_of, pack
+from onnx_tailor.quant.quantize import error_sums, quantize, zero_points_of
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -61,7 +61,7 @@ class _Grid:
         self._weight = weight
         self._fmt = fmt
         self._factor = factor
-        self._points = zero_points_of(start, fmt).astype(np.float32)
+        self._points = zero_points_of(start, fmt)
         self._maxq = np.float32((1 << fmt.bits) - 1)
         self.codes = codes_of(start, fmt)
         """[rows, blocks * block_size] uint8"""

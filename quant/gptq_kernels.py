@@ -38,7 +38,8 @@ def round_columns(work, upper, order, start, stop, scales, points, block_size, m
             column = order[j]
             block = column // block_size
             scale, zero = scales[r, block], points[r, block]
-            code = np.rint(row[j] / scale + zero)
+            below = np.floor(zero)
+            code = np.rint(row[j] / scale + (zero - below)) + below
             code = min(max(code, _F(0)), maxq)
             codes[r, column] = np.uint8(code)
             error = (row[j] - (code - zero) * scale) / upper[j, j]

@@ -34,6 +34,21 @@ def _rounded(scale, drop):
 
 
 @kernel
+def representable(value, kind):
+    """Return the nearest value that a storage type holds, infinite where none does.
+
+    `kind` counts as `format.SCALE_TYPES` does.
+    """
+    if kind == 0:
+        return value
+    if kind == 2:
+        return _rounded(value, 16)
+    magnitude, step = fabs(value), splat(_F(2.0**24))  # below 2^-14, float16 counts in steps of 2^-24
+    result = where(magnitude < splat(_F(2.0**-14)), rint(value * step) / step, _rounded(value, 13))
+    return where(magnitude >= splat(_F(65520.0)), value * splat(_F(np.inf)), result)
+
+
+@kernel
 def stored(scale, maxq, unit, inverse, kind):
     """Return the nearest scale that the storage type holds; zero where it is too small, and for denormal floats.
 
@@ -42,14 +57,8 @@ def stored(scale, maxq, unit, inverse, kind):
     """
     true = scale * unit
     magnitude = fabs(true)
-    if kind == 0:
-        largest, result = splat(_F(2.0**127)), true
-    elif kind == 1:
-        step = splat(_F(2.0**24))  # below 2^-14, float16 counts in steps of 2^-24
-        small = rint(true * step) / step
-        largest, result = splat(_F(65504.0)), where(magnitude < splat(_F(2.0**-14)), small, _rounded(true, 13))
-    else:
-        largest, result = splat(_F(2.0**127)), _rounded(true, 16)
+    result = representable(true, kind)
+    largest = splat(_F(65504.0)) if kind == 1 else splat(_F(2.0**127))
     largest = lesser(largest, splat(_F(2.0**127)) / ((maxq + splat(_F(1))) * splat(_F(0.5))))
     result = where(magnitude >= largest, where(true > splat(_F(0)), largest, -largest), result)
     if kind != 1:
@@ -91,6 +100,13 @@ def nearest(value, scale, inverse, low, high):
     # A ratio near the middle of two codes may have been rounded across it.
     code = lesser(greater(code + rint(fma(-code, scale, value) * inverse), low), high)
     return code, fma(-code, scale, value)
+
+
+@inlined
+def whole(value, scale, inverse, zero, maxq):
+    """Return the code nearest to `value` and what is left, for an integer zero point."""
+    code, rest = nearest(value, scale, inverse, -zero, maxq - zero)
+    return code + zero, rest
 
 
 @kernel

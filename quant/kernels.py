@@ -6,7 +6,15 @@
 import numpy as np
 
 from onnx_tailor.quant.compiled import inlined, kernel
-from onnx_tailor.quant.grids import rtn
+from onnx_tailor.quant.float_points import (
+    ROUNDS,
+    error_of,
+    fractional,
+    leave_out_padding,
+    refine,
+    weigh_alike,
+)
+from onnx_tailor.quant.grids import rtn, whole
 from onnx_tailor.quant.lanes import WIDTH, any_lane, fabs, greater, splat, store, where
 from onnx_tailor.quant.ort_search import no_line, ort_lines
 from onnx_tailor.quant.ort_sums import weigh_by_size
@@ -58,12 +66,14 @@ def _spread(words, lanes, place, codes):
 
 
 @inlined
-def _write_grids(results, lanes, spots, width, blocks, scales, points):
-    """Write each block's scale and zero point; `points` is empty where the grids are symmetric."""
+def _write_grids(results, lanes, spots, width, blocks, scales, points, float_points):
+    """Write each block's scale and zero point; of `points` and `float_points`, what is not stored is empty."""
     place, at_row = spots[0], spots[4]
     row_bytes = -(-blocks * width // 8)
     for lane in range(lanes):
         scales[place[lane]] = results[lane]
+        if len(float_points):
+            float_points[place[lane]] = results[WIDTH + lane]
         if len(points):
             bit = (place[lane] - at_row[lane] * blocks) * width
             points[at_row[lane] * row_bytes + (bit >> 3)] |= np.uint8(results[WIDTH + lane]) << (bit & 7)
@@ -99,18 +109,34 @@ def _weigh(x, importance, spots, w):
         weigh_by_size(x, w)
 
 
+@kernel
+def _float_grid(x, w, bounds, counts, scale, zero, rounds, levels, kind):
+    """Return a grid with a float zero point, no worse than the given one; without `rounds`, weights cost the same."""
+    unit, inverse = bounds[0], bounds[1]
+    if not rounds:
+        weigh_alike(w)
+    leave_out_padding(w, counts)
+    return refine(x, w, scale, zero, rounds, splat(_F(levels)), levels, unit, inverse, kind)
+
+
 @inlined
-def _finish(x, bounds, scale, zero, lanes, spots, width, blocks, into):
+def _finish(x, w, bounds, scale, zero, lanes, spots, width, blocks, into):
     """Write the codes of a group on its grids, and the grids, where its blocks lie; add to the sums."""
-    words, results, codes, scales, points, sums = into
+    words, results, codes, scales, points, float_points, sums = into
     unit, levels, middle = bounds[0], splat(_F((1 << width) - 1)), splat(_F(1 << width - 1))
     usable = fabs(scale) > splat(_F(0))  # else nothing but zeros, as far as the storage type can tell
     zero = where(usable, zero, middle)
-    error, square = encode(x, width, scale, zero, levels, words)
+    if len(float_points):
+        _, square = encode(x, width, scale, zero, levels, words, fractional)
+        weigh_alike(w)
+        leave_out_padding(w, spots[3])
+        error = error_of(x, w, scale, zero, levels)
+    else:
+        error, square = encode(x, width, scale, zero, levels, words, whole)
     _spread(words, lanes, spots[0], codes)
     for i, value in enumerate((where(usable, scale * unit, splat(_F(1))), zero, error, square, unit)):
         store(results, i * WIDTH, value)
-    _write_grids(results, lanes, spots, width, blocks, scales, points)
+    _write_grids(results, lanes, spots, width, blocks, scales, points, float_points)
     total = rest = 0.0
     for lane in range(lanes):
         size = np.float64(results[4 * WIDTH + lane]) ** 2
@@ -135,6 +161,7 @@ def quantize_tile(
     codes,
     scales,
     points,
+    float_points,
     sums,
     memory,
 ):
@@ -142,8 +169,8 @@ def quantize_tile(
 
     `kind` and `scale_kind` count as `format.SCALE_TYPES` does. `importance` holds K float32 as bytes, or nothing.
     A plan without scales means plain rounding. `codes` takes 32 bits at a time, `scales` float32, both block after
-    block; `points` is zero before, and empty where the grids are symmetric. `sums` receives squared errors and squared
-    weights. `memory` is what `workspace` returns.
+    block; `points`, zero before, takes packed integers, `float_points` a float32 for each block, and what is not asked
+    for is empty. `sums` receives squared errors and squared weights. `memory` is what `workspace` returns.
     Returns whether every weight is finite; if not, the results are worth nothing.
     """
     levels = (1 << width) - 1
@@ -153,7 +180,8 @@ def quantize_tile(
     spots1 = spots[0, 0], spots[0, 1], spots[0, 2], spots[0, 3], spots[0, 4]
     spots2 = spots[1, 0], spots[1, 1], spots[1, 2], spots[1, 3], spots[1, 4]
     blocks = -(-shape[1] // block)
-    into = (words, results, codes, scales, points, sums)
+    into = (words, results, codes, scales, points, float_points, sums)
+    rounds = ROUNDS if plan.scales else 0
     weighted = len(importance) > 0
     groups = _groups(shape, block, by_columns)
     for group in range(0, groups, 2):  # in pairs; see `ort_lines`
@@ -179,7 +207,10 @@ def quantize_tile(
             scale2, zero2 = search(
                 x2, w2, low2, high2, line2, plan, symmetric, weighted, levels, unit2, inverse2, scale_kind
             )
-        _finish(x1, bounds1, scale1, zero1, lanes1, spots1, width, blocks, into)
+        if len(float_points):
+            scale1, zero1 = _float_grid(x1, w1, bounds1, spots1[3], scale1, zero1, rounds, levels, scale_kind)
+            scale2, zero2 = _float_grid(x2, w2, bounds2, spots2[3], scale2, zero2, rounds, levels, scale_kind)
+        _finish(x1, w1, bounds1, scale1, zero1, lanes1, spots1, width, blocks, into)
         if last > group:
-            _finish(x2, bounds2, scale2, zero2, lanes2, spots2, width, blocks, into)
+            _finish(x2, w2, bounds2, scale2, zero2, lanes2, spots2, width, blocks, into)
     return True

@@ -25,7 +25,7 @@ __all__ = ["Kernel", "is_kept", "is_loaded", "kernel"]
 Kernel = Callable[..., int]
 """Takes the address of a place for the result, that of one for what went wrong, and those of `entry`."""
 
-_ADDRESSES = 12
+_ADDRESSES = 13
 """Of arrays that `entry` takes, which cannot be asked: it imports numba."""
 _lock = threading.Lock()
 

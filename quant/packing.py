@@ -1,4 +1,4 @@
-"""Codes and zero points between one a byte and the packed form of the operators."""
+"""Codes between one a byte and the packed form of the operators."""
 
 from __future__ import annotations
 
@@ -38,13 +38,3 @@ def transpose(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
 def codes_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.uint8]:
     """Return the codes [rows, blocks * block_size], one a byte."""
     return unpack(quantized.codes, fmt.bits).reshape(len(quantized.codes), -1)
-
-
-def zero_points_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.generic]:
-    """Return the zero points [rows, blocks], integers one a byte."""
-    rows, blocks = quantized.scales.shape
-    if quantized.zero_points is None:
-        return np.full((rows, blocks), 1 << fmt.bits - 1, np.uint8)
-    if quantized.zero_points.dtype != np.uint8:
-        return quantized.zero_points
-    return np.ascontiguousarray(unpack(quantized.zero_points.view(np.uint8), fmt.bits)[:, :blocks])

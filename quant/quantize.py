@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +10,6 @@ from onnx_tailor.quant.search_plan import NO_SEARCH, plan
 from onnx_tailor.quant.workspace import workspace
 
 _KINDS = list(SCALE_TYPES.values())
-_Real = TypeVar("_Real", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
 
 def quantize(
@@ -28,48 +24,37 @@ def quantize(
     least weighted error of the values as they are stored; it is never above that of `rtn`. A weight's error costs
     `importance` [K] (llama.cpp's imatrix: the mean square of the inputs that meet the column), 1 in blocks where that
     is zero throughout, and without it rms(block) + |x|, as in llama.cpp. `rtn` takes no notice of it.
+    Float zero points start from these grids, and no block ends with a greater error: `rtn` then maps the block's own
+    range onto the codes, `k_quant` fits scale and zero point to the codes by least squares.
     A weight of float32, float16 or bfloat16 is read as it lies, by rows or (a transposed array) by columns.
-    With float zero points each block is at least as good as with integers.
 
     Raises:
         NonFiniteError: the weight holds a NaN or an infinity.
         ValueError: importance is not K finite values of at least zero.
     """
-    if fmt.float_points:
-        return _with_float_points(weight, fmt, method, importance)
     rows, k = weight.shape
     source, kind, by_columns = _as_bytes(weight)
     blocks = fmt.blocks(k)
     codes = np.empty((rows, blocks, fmt.blob_bytes), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
-    points = np.zeros((rows, fmt.zero_point_row_bytes(k)), np.uint8)
+    packed = np.zeros((rows, fmt.zero_point_row_bytes(k)), np.uint8)
+    floats = np.empty((rows, blocks if fmt.float_points else 0), np.float32)
     sums = np.zeros(2)
     costs = _checked(importance, k)
     searching = NO_SEARCH
     if method == "k_quant":
         searching = plan(fmt.bits, symmetric=fmt.symmetric, weighted=importance is not None)
-    shape = (fmt.bits, fmt.block_size, fmt.symmetric, _KINDS.index(fmt.dtype), rows, k)
+    shape = (fmt.bits, fmt.block_size, fmt.symmetric, fmt.float_points, _KINDS.index(fmt.dtype), rows, k)
     tries = (searching.scales, searching.around, searching.near, searching.beside, searching.refits)
     integers = np.array((source.nbytes, kind, by_columns, costs.nbytes, *shape, *tries), np.int64)
     steps = np.array((searching.lowest, searching.step, searching.near_step))
     memory = workspace(fmt.block_size, fmt.bits)
-    finite = _call(source, costs, integers, steps, codes, scales, points, sums, *memory)
+    finite = _call(source, costs, integers, steps, codes, scales, packed, floats, sums, *memory)
     if not finite:
         row, column = map(int, np.argwhere(~np.isfinite(weight.astype(np.float32)))[0])
         raise NonFiniteError(row, column, float(weight[row, column]))
-    stored = scales.astype(fmt.dtype, copy=False)
-    return Quantized(codes, stored, None if fmt.symmetric else points, ErrorSums(float(sums[0]), float(sums[1])))
-
-
-def _with_float_points(
-    weight: npt.NDArray[np.generic], fmt: BlockFormat, method: Method, importance: npt.NDArray[np.float32] | None
-) -> Quantized:
-    from onnx_tailor.quant.float_points import with_float_points  # it needs this module
-
-    start = quantize(weight, replace(fmt, float_points=False), method, importance)
-    x = np.ascontiguousarray(weight, np.float32)
-    found = with_float_points(x, fmt, start, None if method == "rtn" else costs_of(x, fmt, importance))
-    return replace(found, sums=error_sums(x, found, fmt))
+    points = None if fmt.symmetric else floats.astype(fmt.dtype, copy=False) if fmt.float_points else packed
+    return Quantized(codes, scales.astype(fmt.dtype, copy=False), points, ErrorSums(float(sums[0]), float(sums[1])))
 
 
 def _call(*arrays: npt.NDArray[np.generic]) -> bool:
@@ -113,22 +98,24 @@ def unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def dequantize(quantized: Quantized, k: int, fmt: BlockFormat) -> npt.NDArray[np.float32]:
-    """Return the values [rows, K] that ONNX Runtime's CPU computes in float32.
+    """Return the values [rows, K] that ONNX Runtime computes, in float32.
 
-    (code - zero point) * scale; where zero points are float, code * scale - zero point * scale.
+    That is (code - zero point) * scale, and with float zero points code * scale - zero point * scale.
     """
-    rows, blocks = quantized.scales.shape
     codes = unpack(quantized.codes, fmt.bits).astype(np.float32)
-    scales = quantized.scales.astype(np.float32)[..., None]
-    if fmt.float_points and quantized.zero_points is not None:
-        values = codes * scales - quantized.zero_points.astype(np.float32)[..., None] * scales
-        return values.reshape(rows, -1)[:, :k]
-    if quantized.zero_points is None:
-        points = np.full((rows, blocks), 1 << fmt.bits - 1, np.float32)
-    else:
-        points = unpack(quantized.zero_points.view(np.uint8), fmt.bits)[:, :blocks].astype(np.float32)
-    values = (codes - points[..., None]) * scales
-    return values.reshape(rows, -1)[:, :k]
+    scales, points = quantized.scales.astype(np.float32)[..., None], zero_points_of(quantized, fmt)[..., None]
+    values = codes * scales - points * scales if fmt.float_points else (codes - points) * scales
+    return values.reshape(len(values), -1)[:, :k]
+
+
+def zero_points_of(quantized: Quantized, fmt: BlockFormat) -> npt.NDArray[np.float32]:
+    """Return the zero points [rows, blocks], 2^(bits-1) where none are stored."""
+    points, (rows, blocks) = quantized.zero_points, quantized.scales.shape
+    if points is None:
+        return np.full((rows, blocks), 1 << fmt.bits - 1, np.float32)
+    if fmt.float_points:
+        return points.astype(np.float32)
+    return unpack(points.view(np.uint8), fmt.bits)[:, :blocks].astype(np.float32)
 
 
 def error_sums(weight: npt.NDArray[np.float32], quantized: Quantized, fmt: BlockFormat) -> ErrorSums:
@@ -148,36 +135,15 @@ def weighted_error(
 
     The cost is `importance` [K] as `quantize` takes it, or rms(block) + |x| without.
     """
-    x = _blocks(weight, fmt).astype(np.float64)
-    value = _blocks(dequantize(quantized, weight.shape[1], fmt), fmt).astype(np.float64)
-    cost = _costs(x, importance, fmt)
+    rows, k = weight.shape
+    shape = (rows, fmt.blocks(k), fmt.block_size)
+    padding = ((0, 0), (0, shape[1] * shape[2] - k))
+    x = np.pad(weight.astype(np.float64), padding).reshape(shape)
+    value = np.pad(dequantize(quantized, k, fmt).astype(np.float64), padding).reshape(shape)
+    if importance is None:
+        cost = np.sqrt(np.mean(x**2, axis=2, keepdims=True)) + np.abs(x)
+    else:
+        cost = np.pad(importance.astype(np.float64)[None], padding).reshape(1, *shape[1:])
+        cost = np.where(cost.any(axis=2, keepdims=True), cost, 1.0)
     error: npt.NDArray[np.float64] = np.sum(cost * (value - x) ** 2, axis=2)
     return error
-
-
-def costs_of(
-    weight: npt.NDArray[np.float32], fmt: BlockFormat, importance: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32]:
-    """Return what an error in each element of `weight` [rows, K] costs in `weighted_error`, in float32."""
-    x = _blocks(weight, fmt)
-    with np.errstate(over="ignore"):
-        costs = np.broadcast_to(_costs(x, importance, fmt), x.shape)
-    return np.ascontiguousarray(costs.reshape(len(weight), -1)[:, : weight.shape[1]])
-
-
-def _costs(x: _Real, importance: npt.NDArray[np.float32] | None, fmt: BlockFormat) -> _Real:
-    """Return the costs, [rows or 1, blocks, block_size], of elements `x` [rows, blocks, block_size] in their type."""
-    if importance is None:
-        squares = np.einsum("rbk,rbk->rb", x, x, dtype=np.float64)  # those of small numbers are none in float32
-        found: _Real = np.sqrt(squares / fmt.block_size).astype(x.dtype)[..., None] + np.abs(x)
-        return found
-    costs = _blocks(importance[None], fmt).astype(x.dtype)
-    return np.where(costs.any(axis=2, keepdims=True), costs, x.dtype.type(1))
-
-
-def _blocks(matrix: npt.NDArray[np.float32], fmt: BlockFormat) -> npt.NDArray[np.float32]:
-    """Return [rows, K] as [rows, blocks, block_size], padded with zeros."""
-    rows, k = matrix.shape
-    missing = fmt.blocks(k) * fmt.block_size - k
-    padded = np.pad(matrix, ((0, 0), (0, missing))) if missing else matrix
-    return padded.reshape(rows, fmt.blocks(k), fmt.block_size)

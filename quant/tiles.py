@@ -10,7 +10,6 @@ magnitude lies near one: squares neither overflow nor vanish, and only the scale
 import numpy as np
 
 from onnx_tailor.quant.compiled import inlined, kernel
-from onnx_tailor.quant.grids import nearest
 from onnx_tailor.quant.lanes import (
     WIDTH,
     bits,
@@ -111,22 +110,22 @@ def normalize(x):
 
 
 @kernel
-def encode(x, width, scale, zero, maxq, words):
+def encode(x, width, scale, zero, maxq, words, code_of):
     """Write the nearest codes of every block to `words`: code i in word i*width//32 at bit (i*width) % 32.
 
-    Return the sums of squared errors and of squared weights. Scale 0: every weight becomes the zero point.
+    Return the sums of squared errors and of squared weights. Scale 0: every weight becomes the zero point. `code_of`
+    is `grids.whole`, or `float_points.fractional`.
     """
     usable = fabs(scale) > splat(_F(0))
     inverse = where(usable, splat(_F(1)) / scale, splat(_F(0)))
-    low, high = -zero, maxq - zero
     error = square = splat(_F(0))
     each = 32 // width
     for j in range(len(x) // WIDTH // each):
         word = splat(_U(0))
         for part in range(each):
             value = load(x, (j * each + part) * WIDTH)
-            code, rest = nearest(value, scale, inverse, low, high)
+            code, rest = code_of(value, scale, inverse, zero, maxq)
             error, square = fma(rest, rest, error), fma(value, value, square)
-            word = word | (to_uint(code + zero) << splat(_U(part * width)))
+            word = word | (to_uint(code) << splat(_U(part * width)))
         store(words, j * WIDTH, word)
     return error, square

@@ -13,12 +13,18 @@ FORMATS = [
     for block_size in (16, 32, 64, 128, 256)
     for symmetric in (False, True)
 ]
+FLOAT_POINT_FORMATS = [
+    BlockFormat(bits, block_size, symmetric=False, scale_dtype="float32", float_points=True)
+    for bits in (2, 4)
+    for block_size in (16, 32, 64, 128, 256)
+]
 SCALE_TYPES = ("float32", "float16", "bfloat16")
 
 
 def name(fmt: BlockFormat) -> str:
     """Return a short name for a test's id."""
-    return f"{fmt.bits}bit-{fmt.block_size}-{'sym' if fmt.symmetric else 'asym'}-{fmt.scale_dtype}"
+    points = "sym" if fmt.symmetric else "float" if fmt.float_points else "asym"
+    return f"{fmt.bits}bit-{fmt.block_size}-{points}-{fmt.scale_dtype}"
 
 
 def blocks(x: npt.NDArray[np.generic], fmt: BlockFormat) -> npt.NDArray[np.float64]:
@@ -109,6 +115,8 @@ def grid(result: Quantized, fmt: BlockFormat) -> tuple[npt.NDArray[np.float64], 
     scale = result.scales.astype(np.float64)
     if result.zero_points is None:
         return scale, np.full_like(scale, 1 << fmt.bits - 1)
+    if fmt.float_points:
+        return scale, result.zero_points.astype(np.float64)
     return scale, unpack(result.zero_points, fmt.bits, scale.shape[1]).astype(np.float64)
 
 

@@ -47,19 +47,18 @@ def joined(parts: Iterable[tuple[tuple[int, int], Quantized]], rows: int, column
     blocks = fmt.blocks(columns)
     codes = np.empty((rows, blocks, fmt.blob_bytes), np.uint8)
     scales = np.empty((rows, blocks), fmt.dtype)
-    points = None if fmt.symmetric else np.empty((rows, fmt.zero_point_row_bytes(columns)), np.uint8)
+    row_bytes = 0 if fmt.symmetric else fmt.zero_point_row_bytes(columns)
+    points = np.empty((rows, row_bytes), np.uint8)
     sums = ErrorSums()
     for (start, stop), part in parts:
         here = slice(start // fmt.block_size, fmt.blocks(stop))
         codes[:, here], scales[:, here] = part.codes, part.scales
-        if points is not None and part.zero_points is not None:
-            points[:, fmt.zero_point_row_bytes(start) : fmt.zero_point_row_bytes(stop)] = part.zero_points.view(
-                np.uint8
-            )
+        if part.zero_points is not None:
+            first = fmt.zero_point_row_bytes(start)
+            points[:, first : fmt.zero_point_row_bytes(stop)] = np.ascontiguousarray(part.zero_points).view(np.uint8)
         sums += part.sums
-    if points is not None and fmt.float_points:
-        return Quantized(codes, scales, points.view(fmt.dtype), sums)
-    return Quantized(codes, scales, points, sums)
+    stored = points.view(fmt.dtype) if fmt.float_points else points
+    return Quantized(codes, scales, None if fmt.symmetric else stored, sums)
 
 
 def _band_bytes() -> int:

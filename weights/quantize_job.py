@@ -64,8 +64,8 @@ class QuantizeJob:
     """Quantizes a matrix [N, K] in blocks along K.
 
     Outputs: `codes` [N, blocks, block_size*bits/8] uint8; `scales` [N, blocks]; `zero_points`
-    [N, ceil(blocks*bits/8)] uint8, or [N, blocks] of the scales' type, absent when symmetric; of integer zero points
-    also `corrections` [N, blocks]: (2^(bits-1) - zero point) * scale.
+    [N, ceil(blocks*bits/8)] uint8, absent when symmetric, or floats [N, blocks] of the scales' type; `corrections`
+    [N, blocks]: (2^(bits-1) - zero point) * scale, of integer zero points alone.
     """
 
     view: Window
@@ -96,8 +96,8 @@ class QuantizeJob:
         sizes = {"codes": rows * blocks * self.format.blob_bytes, "scales": scale_bytes}
         if not self.format.symmetric:
             sizes["zero_points"] = rows * self.format.zero_point_row_bytes(columns)
-            if not self.format.float_points:
-                sizes["corrections"] = scale_bytes
+        if not (self.format.symmetric or self.format.float_points):
+            sizes["corrections"] = scale_bytes
         return sizes
 
     @property
@@ -194,6 +194,5 @@ class QuantizeJob:
         if result.zero_points is not None:
             arrays["zero_points"] = result.zero_points
             if "corrections" in wanted:
-                packed = result.zero_points.view(np.uint8)
-                arrays["corrections"] = corrections(result.scales, packed, self.format.bits)
+                arrays["corrections"] = corrections(result.scales, result.zero_points.view(np.uint8), self.format.bits)
         return {name: np.ascontiguousarray(array) for name, array in arrays.items() if name in wanted}

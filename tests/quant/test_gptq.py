@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_tailor.quant import BlockFormat, NonFiniteError, Quantized, dequantize, factorize, gptq, quantize
 from onnx_tailor.quant.gptq import _Grid
-from onnx_tailor.quant.packing import codes_of, pack, zero_points_of
-from onnx_tailor.quant.quantize import unpack
+from onnx_tailor.quant.packing import codes_of, pack
+from onnx_tailor.quant.quantize import unpack, zero_points_of
 
 Array = npt.NDArray[Any]
 FORMATS = [
@@ -28,6 +28,9 @@ FORMATS = [
         (8, 64, False, "bfloat16"),
         (8, 32, True, "float16"),
     )
+] + [
+    BlockFormat(bits, block, symmetric=False, scale_dtype=scale, float_points=True)
+    for bits, block, scale in ((4, 32, "float16"), (2, 16, "float32"))
 ]
 
 
@@ -113,7 +116,7 @@ def test_rounding_in_order_is_what_the_paper_says(fmt: BlockFormat) -> None:
         column = remaining[0]
         inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
         block = column // fmt.block_size
-        code = np.clip(np.rint(left[:, column] / scales[:, block]) + points[:, block], 0, 2**fmt.bits - 1)
+        code = np.clip(np.rint(left[:, column] / scales[:, block] + points[:, block]), 0, 2**fmt.bits - 1)
         expected[:, column] = code
         error = left[:, column] - (code - points[:, block]) * scales[:, block]
         left[:, remaining] -= np.outer(error / inverse[0, 0], inverse[0])
