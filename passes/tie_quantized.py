@@ -48,7 +48,8 @@ def unchanged(model: TailorModel, head: ir.Node) -> Skip:
             if found.layout == "broken":
                 return Skip(where=where, reason=f"its table {found.node.name} is broken; reshape-dim mends it")
             return Skip(where=where, reason="it is tied already", details={"tied": True})
-    return Skip(where=where, reason="it is quantized already, and no token table holds its values")
+    why = "no token table holds its values" if own is not None else f"no token table can read it: {table}"
+    return Skip(where=where, reason=f"it is quantized already, and {why}")
 
 
 def _miss(table: Table, found: SameTable) -> Skip:

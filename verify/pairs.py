@@ -134,10 +134,15 @@ def _objection(ours: StoredWeight, theirs: tuple[StoredWeight, ...]) -> str | No
     same = isinstance(other, Blocks) and len(theirs) == 1
     if not same or not isinstance(other, Blocks):
         return "the reference is quantized, and the candidate stores it in another form"
-    mine = (ours.form.bits, ours.form.block_size, len(ours.form.operands))
-    if mine != (other.bits, other.block_size, len(other.operands)):
+    if _kind(ours.form) != _kind(other):
         return "the two quantize it in different bits, blocks or forms"
     return None
+
+
+def _kind(form: Blocks) -> tuple[object, ...]:
+    """Return what two must have in common for one's operands to be fed as the other's."""
+    points = form.operands[2].dtype if len(form.operands) > 2 else None
+    return form.bits, form.block_size, points
 
 
 def _fed(model: TailorModel, ours: StoredWeight) -> tuple[ir.Value, ...]:

@@ -88,7 +88,7 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
             continue
         codes = 1 if node.op_type == "MatMulNBits" else 0
         for index, read in enumerate(node.inputs):
-            value = stored_scales(read) if index == 2 else read
+            value = stored_scales(read) if index in {2, 3} else read
             if value is None or not value.is_initializer() or value.const_value is None:
                 continue
             if index == codes:

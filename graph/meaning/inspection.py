@@ -19,6 +19,7 @@ from onnx_tailor.graph.tables.nbits_weight import Heads
 from onnx_tailor.graph.tables.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.tables.same_table import same_float_table
+from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.graph.tables.stacks import chosen_for, is_routed
 from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.graph.tables.typed_table import head_of, typed_tables
@@ -152,7 +153,8 @@ def _quantized_projection(node: Any, where: Place) -> dict[str, Any]:
 
 
 def _quantized_weight(node: Any) -> dict[str, Any]:
-    inputs = [value for value in node.inputs[1:4] if value is not None and value.const_value is not None]
+    stored = [node.inputs[1], *map(stored_scales, node.inputs[2:4])]
+    inputs = [value for value in stored if value is not None and value.const_value is not None]
     return {
         "weight": node.inputs[1].name or "",
         "shape": [attribute(node, "N", 0), attribute(node, "K", 0)],

@@ -12,6 +12,8 @@ from onnx_tailor.graph.model import MICROSOFT, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables.scales import stored_scales
 
+_CAST = frozenset({"scales", "zero_points"})
+"""Operands that may be stored in float16 behind a Cast."""
 _NBITS_OPERANDS = {1: "weight", 2: "scales", 3: "zero_points", 5: "bias"}
 
 
@@ -105,11 +107,10 @@ def _quantized(node: ir.Node) -> Linear | str:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             continue
-        blockwise = kind in {"scales", "zero_points"}
-        root = stored(stored_scales(value) if blockwise else value)
+        root = stored(stored_scales(value) if kind in _CAST else value)
         if root is None:
             return f"its {kind} are computed"
-        cast = value.producer() if blockwise and is_op(value.producer(), "Cast") else None
+        cast = value.producer() if kind in _CAST and is_op(value.producer(), "Cast") else None
         operands.append(Operand(index, kind, root, 0, () if cast is None else (cast,)))
     if attribute(node, "weight_prepacked", 0):
         return "its weight lies in the private layout of one kernel (weight_prepacked)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.graph.tables.block_table import BlockTable
 from onnx_tailor.graph.tables.scales import read_type, stored_scales
@@ -17,6 +18,11 @@ from onnx_tailor.weights.tensors import Blob, WeightTensor
 def nbits_nodes(model: TailorModel) -> list[ir.Node]:
     """Return every MatMulNBits node."""
     return [node for node in model.nodes() if node.domain == MICROSOFT and node.op_type == "MatMulNBits"]
+
+
+def has_float_points(node: ir.Node) -> bool:
+    """Whether a MatMulNBits has zero points in the activation's type, and not packed integers."""
+    return len(node.inputs) > 3 and read_type(node.inputs[3]) in FLOATS
 
 
 def blob_of(value: ir.Value | None) -> Blob | None:
@@ -77,6 +83,8 @@ def nbits_table(node: ir.Node) -> BlockTable | str:
         return f"it has {bits} bits in blocks of {block}"
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         return "its columns are in another order (g_idx)"
+    if has_float_points(node):
+        return "its zero points are floats, which no operator that gathers rows takes"
     blocks = -(-columns // block)
     wanted = {
         "weight": (codes, ir.DataType.UINT8, (rows, blocks, block * bits // 8)),
