@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_tailor.graph.model import attribute
-from onnx_tailor.graph.tables.nbits_weight import nbits_nodes
+from onnx_tailor.graph.tables.nbits_weight import has_float_points, nbits_nodes
 from onnx_tailor.lint.finding import Finding, Mend, Subject
 
 
@@ -21,6 +21,15 @@ def slow_eight_bits(subject: Subject) -> Iterator[Finding]:
         what = f"{len(slow)} MatMulNBits of 8 bits without accuracy_level 4: {subject.target.integer_kernels}"
         mend = Mend("accuracy-level", {"level": 4})
         yield subject.note("accuracy-level", slow[0].name, what, bytes_=size, mend=mend)
+
+
+def float_points(subject: Subject) -> Iterator[Finding]:
+    """Note the MatMulNBits nodes with float zero points where those cost more than integers."""
+    nodes = [node for node in nbits_nodes(subject.model) if has_float_points(node)]
+    if nodes and subject.target.float_points_cost:
+        size = max(attribute(node, "N", 0) * attribute(node, "K", 0) * 4 for node in nodes)
+        what = f"{len(nodes)} MatMulNBits with float zero points: {subject.target.float_points_cost}"
+        yield subject.note("float-zero-points", nodes[0].name, what, bytes_=size)
 
 
 def unpacked_whole(subject: Subject) -> Iterator[Finding]:

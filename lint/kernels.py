@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, attribute
+from onnx_tailor.graph.tables.nbits_weight import has_float_points
 from onnx_tailor.graph.tables.scales import read_type
 from onnx_tailor.lint.finding import Finding, Subject
 from onnx_tailor.targets import Kernel
@@ -87,7 +88,6 @@ def _objection(node: ir.Node, kernel: Kernel) -> str | None:
         return None
     if not kernel.bias and len(node.inputs) > 5 and node.inputs[5] is not None:
         return "with a bias has no kernel"
-    points = node.inputs[3] if len(node.inputs) > 3 else None
-    if not kernel.float_points and points is not None and points.dtype in FLOATS:
-        return "with zero points in float has no kernel"
+    if bits not in kernel.float_points and has_float_points(node):
+        return f"with float zero points of {bits} bits has no kernel"
     return None

@@ -41,6 +41,7 @@ RULES: tuple[Rule, ...] = (
     bindings.too_large,
     data_files.unaligned,
     accuracy.slow_eight_bits,
+    accuracy.float_points,
     accuracy.unpacked_whole,
     qdq.dequantized_whole,
     kernels.releases,

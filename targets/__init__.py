@@ -14,7 +14,7 @@ from typing import Any
 Version = tuple[int, ...]
 
 
-_REASONS = ("ragged_rows", "old_default", "padded_columns", "integer_kernels", "unpacks")
+_REASONS = ("ragged_rows", "old_default", "padded_columns", "integer_kernels", "float_points_cost", "unpacks")
 """Fields that hold a sentence, or nothing."""
 
 
@@ -65,8 +65,8 @@ class Kernel:
     source: str
     bias: bool = True
     """MatMulNBits' sixth input is taken."""
-    float_points: bool = True
-    """Zero points in the activation's type are taken, not only packed ones."""
+    float_points: tuple[int, ...] = ()
+    """Bits of MatMulNBits whose zero points may be of the activation's type, and not only packed integers."""
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -104,6 +104,8 @@ class Target:
     """Weights of products are repacked at load and let go of, so that no folded one stays beside them."""
     integer_kernels: str = ""
     """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
+    float_points_cost: str = ""
+    """What a MatMulNBits with float zero points costs; "" where no more than with integers, or nothing is known."""
     unpacks: str = ""
     """What it costs that a MatMulNBits of any bits makes floats of its whole weight; "" where a kernel reads codes."""
 
@@ -118,6 +120,10 @@ class Target:
     def lacks(self, operator: str, bits: int) -> bool:
         """Whether a provider has the operator, but not with so many bits."""
         return any(kernel.dtypes and bits not in kernel.since for kernel in self.kernels_of(operator))
+
+    def lacks_float_points(self, bits: int) -> bool:
+        """Whether a provider has MatMulNBits, but not with float zero points of so many bits."""
+        return any(kernel.dtypes and bits not in kernel.float_points for kernel in self.kernels_of("MatMulNBits"))
 
     def kernels_of(self, operator: str) -> tuple[Kernel, ...]:
         """Return what is known of this operator's kernels: one for a provider, several for `portable`."""
@@ -152,10 +158,7 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         one_copy=any(part.get("one_copy", False) for part in parts),
         repacks=all(part.get("repacks", False) for part in parts if "all_of" not in part),
         bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
-        **{
-            name: _first(parts, name)
-            for name in ("ragged_rows", "old_default", "padded_columns", "integer_kernels", "unpacks")
-        },
+        **{name: _first(parts, name) for name in _REASONS},
     )
 
 
@@ -170,8 +173,8 @@ def _wrong(raw: Mapping[str, Any]) -> Wrong:
 
 def _kernel(raw: Mapping[str, Any]) -> Kernel:
     since = {int(bits): version(text) for bits, text in raw.get("since", {}).items()}
-    rest = {key: value for key, value in raw.items() if key not in {"since", "dtypes"}}
-    return Kernel(dtypes=tuple(raw["dtypes"]), since=since, **rest)
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Kernel(**values | {"since": since})
 
 
 def version(text: str) -> Version:

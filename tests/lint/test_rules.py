@@ -212,7 +212,10 @@ def test_inputs_that_a_kernel_does_not_take(tmp_path: Path) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((8, 2), np.float32), "points"))
     path.write_bytes(model.SerializeToString())
     (found,) = findings(path, "webgpu", "no-kernel")
-    assert "zero points in float" in found.what
+    assert "float zero points of 4 bits" in found.what
+    assert not findings(path, "cpu", "no-kernel")
+    (found,) = findings(path, "cpu", "float-zero-points")
+    assert "at every run" in found.what
 
 
 def test_bfloat16_weights(tmp_path: Path) -> None:
