@@ -21,6 +21,7 @@ from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
+from onnx_tailor.passes.point_types import PointType, are_floats, check_points, instead_of_floats, is_gathered
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
@@ -36,8 +37,6 @@ _UNKNOWN = {
     name: f"a dry run does not calibrate, and so knows nothing of {name}, nor of the time and memory that it takes"
     for name in DATA_METHODS
 }
-_FLOAT_POINTS = frozenset({2, 4})
-"""Bits with which ONNX Runtime's CPU multiplies by weights of float zero points (1.31: "Only 2b and 4b")."""
 _MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
 
@@ -78,9 +77,9 @@ class Quantize(Pass):
     choose it as well."""
     symmetric: bool = False
     """Without zero points: a little smaller, a little less exact, right in more kernels."""
-    zero_points: Literal["integer", "float"] = "integer"
-    """`float`: zero points of 2 and 4 bits have the type of the scales, so that each block's range is met exactly. More
-    bytes; tables take integers only, and so do 8 bits."""
+    zero_points: PointType = "integer"
+    """`float`: those of MatMulNBits have the scales' type, more exact for more bytes, and slow where no kernel reads
+    them beside codes. Tables and weights of 8 bits keep integers."""
     scales: Literal["model", "float16"] | None = None
     """The type in which scales are stored: that of the model, or float16 behind a Cast also where that is float32,
     half a bit less for each weight in blocks of 32. The search knows the scale as stored; ONNX Runtime widens it at
@@ -100,8 +99,8 @@ class Quantize(Pass):
         """Check what the types cannot say.
 
         Raises:
-            OptionError: a block size is no power of two from 16 to 256, `layers` is no list of layers, `bits: auto`
-                and a goal do not come together, or zero points in float are asked for where there are none.
+            OptionError: a block size is no power of two from 16 to 256, `layers` is no list of layers, `bits: auto` and
+                a goal do not come together, or zero points cannot be floats.
         """
         goal = parse_goal(self.budget, self.size, self.kl)
         if self.method == "best":
@@ -115,7 +114,7 @@ class Quantize(Pass):
                 raise OptionError("`block_size: auto` is for `bits: auto`", key=("block_size",))
         else:
             _check_block_size(self.block_size, ("block_size",))
-        self._check_points()
+        check_points(self)
         for pattern, rule in self.nodes.items():
             if not isinstance(rule, NodeRule):
                 continue
@@ -127,20 +126,6 @@ class Quantize(Pass):
                 raise OptionError(
                     f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
                 ) from error
-
-    def _check_points(self) -> None:
-        own: list[tuple[bool, tuple[str, ...]]] = [(self.symmetric, ())] if self.zero_points == "float" else []
-        rules = {pattern: rule for pattern, rule in self.nodes.items() if isinstance(rule, NodeRule)}
-        for pattern, rule in rules.items():
-            if rule.zero_points == "float":
-                own.append((self.symmetric if rule.symmetric is None else rule.symmetric, ("nodes", pattern)))
-        for symmetric, where in own:
-            if symmetric:
-                reason = "a symmetric weight has no zero points, so none in float"
-                raise OptionError(reason, key=(*where, "zero_points"))
-            if self.format == "qdq":
-                reason = "DequantizeLinear takes zero points of its codes' type, none in float"
-                raise OptionError(reason, key=(*where, "zero_points"))
 
     def prepare(self, model: TailorModel, circumstances: Circumstances) -> Pass:
         """Do as `prepare_set` for one file."""
@@ -238,7 +223,7 @@ class Quantize(Pass):
         """Decide how one weight is stored; edits nothing."""
         if rule is None and candidate.tables and not candidate.projections:
             known = in_set.find(candidate.matrix.view)
-            if known is not None:
+            if known is not None and not known[0].format.float_points:
                 return replace(known[0], name=candidate.matrix.name)
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
@@ -250,7 +235,7 @@ class Quantize(Pass):
                 reason="a router decides which experts run, so it is left in float; "
                 "`nodes: {'role:router': 8}` quantizes it",
             )
-        fmt = self.format_of(candidate, rule, bits)
+        fmt = self.format_of(rule, bits, candidate)
         if self.format == "qdq" and candidate.tables:  # rows are unpacked by arithmetic on unsigned codes
             fmt = replace(fmt, symmetric=False)
         uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
@@ -268,6 +253,8 @@ class Quantize(Pass):
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
         if method in DATA_METHODS:
             chosen = _by_data(candidate, method, fmt, data, in_set)
+        integers = instead_of_floats(rule.zero_points or self.zero_points, fmt, candidate)
+        remark = chosen.remark if integers in chosen.remark else "; ".join(filter(None, [chosen.remark, integers]))
         job = QuantizeJob(
             candidate.matrix.view,
             fmt,
@@ -275,7 +262,7 @@ class Quantize(Pass):
             candidate.matrix.name,
             importance=chosen.importance,
             factor=chosen.factor,
-            remark="; ".join(filter(None, [chosen.remark, self._refused_points(candidate, rule, fmt)])),
+            remark=remark,
         )
         if self.format == "qdq":
             refused = match_qdq(candidate, job)
@@ -291,29 +278,23 @@ class Quantize(Pass):
             return rewrite_qdq(model, candidate, job)
         return rewrite(model, target, candidate, job, self.accuracy_level)
 
-    def format_of(self, candidate: Candidate, rule: NodeRule, bits: Setting | Literal["auto"]) -> BlockFormat:
-        """Return how a weight is laid out, for all its readers."""
-        fmt = self.block_format(rule, bits, widest(candidate))
-        possible = not fmt.symmetric and fmt.bits in _FLOAT_POINTS and not (candidate.tables or candidate.stacks)
-        return replace(fmt, float_points=possible and self._wants_float_points(rule))
+    def format_of(self, rule: NodeRule, bits: Setting | Literal["auto"], candidate: Candidate) -> BlockFormat:
+        """Return how a weight is laid out."""
+        return self.block_format(rule, bits, widest(candidate), gathered=is_gathered(candidate))
 
-    def _wants_float_points(self, rule: NodeRule) -> bool:
-        return (rule.zero_points or self.zero_points) == "float"
-
-    def _refused_points(self, candidate: Candidate, rule: NodeRule, fmt: BlockFormat) -> str:
-        """Say why zero points are integers though the recipe says float; "" where that is not so."""
-        if fmt.float_points or fmt.symmetric or not self._wants_float_points(rule):
-            return ""
-        return f"integer zero points, {'as 8 bits have' if fmt.bits not in _FLOAT_POINTS else 'which a table needs'}"
-
-    def block_format(self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType) -> BlockFormat:
-        """Return how a weight that is read as `dtype` is laid out, with integer zero points if with any."""
+    def block_format(
+        self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType, *, gathered: bool
+    ) -> BlockFormat:
+        """Return how a weight that is read as `dtype` is laid out; `gathered` is whether rows of it are."""
         narrow = self.scales == "float16" and dtype == ir.DataType.FLOAT
+        symmetric = self.symmetric if rule.symmetric is None else rule.symmetric
+        points = rule.zero_points or self.zero_points
         return BlockFormat(
             bits=bits,  # type: ignore[arg-type]  # the words leave a weight as it is, or are gone since `prepare`
             block_size=rule.block_size or self.block_size,  # type: ignore[arg-type]
-            symmetric=self.symmetric if rule.symmetric is None else rule.symmetric,
+            symmetric=symmetric,
             scale_dtype="float16" if narrow else SCALE_TYPES[dtype],
+            float_points=are_floats(points, bits, symmetric=symmetric, gathered=gathered),
         )
 
     def _mixture(self, model: TailorModel, target: Target, mixture: Mixture, rule: NodeRule | None) -> Change | Skip:
@@ -328,12 +309,12 @@ class Quantize(Pass):
         if weight is None or weight.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
             return Skip(where=mixture.name, reason="its experts are neither float32 nor float16")
         method = rule.method or self.method
-        unknown = "nothing is known of what the operator multiplies inside" if method in DATA_METHODS else ""
-        fmt = replace(self, scales="model").block_format(rule, bits, weight.dtype)
-        points = "integer zero points, which QMoE needs"
-        remarks = [unknown, points if self._wants_float_points(rule) and not fmt.symmetric else ""]
-        remark = "; ".join(filter(None, remarks))
-        found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", remark)
+        fmt = replace(self, scales="model").block_format(rule, bits, weight.dtype, gathered=True)
+        remarks = ["nothing is known of what the operator multiplies inside"] if method in DATA_METHODS else []
+        if (rule.zero_points or self.zero_points) == "float" and not fmt.symmetric:
+            remarks.append("zero points stay integers, since QMoE takes no others")
+        instead = "; ".join(remarks)
+        found = match_mixture(mixture, target, fmt, "rtn" if method.startswith("rtn") else "k_quant", instead)
         return found if isinstance(found, Skip) else rewrite_mixture(model, mixture, found)
 
     def _bits(self, candidate: Candidate, layers: int) -> Setting | Literal["auto"]:

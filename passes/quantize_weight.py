@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
 from onnx_tailor.graph.projections import Projection, match_projection
@@ -67,13 +68,16 @@ def describe(name: str, candidate: Candidate, job: QuantizeJob, remark: str, nby
 
 
 def _objection(target: Target, fmt: BlockFormat) -> str:
-    """Say that the target multiplies slowly, or not at all, by a weight of this format; "" where it does well."""
+    """Say that the target multiplies by no such weight, or slowly; "" where it does well."""
     if target.lacks("MatMulNBits", fmt.bits):
-        bits = f"{fmt.bits} bits"
-        return f"; but MatMulNBits has no kernel of {bits} on {target.name}, so it runs slowly there, or not at all"
-    if fmt.float_points and target.name == "cpu":
-        return "; but MatMulNBits on cpu unpacks all of such a weight at each run, so a token takes many times longer"
-    return ""
+        form = f"{fmt.bits} bits"
+    elif fmt.float_points and target.lacks_float_points(fmt.bits):
+        form = f"{fmt.bits} bits with float zero points"
+    elif fmt.float_points and target.float_points_cost:
+        return f"; but with float zero points {target.float_points_cost}"
+    else:
+        return ""
+    return f"; but MatMulNBits has no kernel of {form} on {target.name}, so it runs slowly there, or not at all"
 
 
 def widest(candidate: Candidate) -> ir.DataType:
@@ -92,9 +96,9 @@ def _table(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> BlockT
     scales = WeightTensor(Blob(job, "scales"), scale_type, (rows, blocks))
     points = None
     if not fmt.symmetric:
-        kind = scale_type if fmt.float_points else ir.DataType.UINT8
-        shape = (rows, blocks if fmt.float_points else fmt.zero_point_row_bytes(columns))
-        tensor = WeightTensor(Blob(job, "zero_points"), kind, shape)
+        packed = (ir.DataType.UINT8, (rows, fmt.zero_point_row_bytes(columns)))
+        dtype, shape = (scale_type, (rows, blocks)) if fmt.float_points else packed
+        tensor = WeightTensor(Blob(job, "zero_points"), dtype, shape)
         points = model.initializer(tensor, f"{name}_zero_points")
     return BlockTable(
         name,
@@ -126,12 +130,16 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         activation = model.insert_before(
             node, "Cast", [activation], attributes={"to": int(kind)}, name=f"{name}/widen", dtype=kind
         )
+    points = table.zero_points
+    if points is not None and points.dtype in FLOATS:
+        points = read_as(model, points, kind)
     inputs: list[ir.Value | None] = [
         activation,
         table.codes,
         read_as(model, table.scales, kind),
-        _points(model, table),
+        points,
     ]
+
     if projection.bias is not None:
         bias = projection.bias
         if kind != dtype:
@@ -152,12 +160,6 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
             node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/narrow", dtype=dtype
         )
     model.replace(projection.output, result)
-
-
-def _points(model: TailorModel, table: BlockTable) -> ir.Value | None:
-    """Return the zero points as MatMulNBits reads them: in float of the type in which it reads the scales."""
-    points = table.zero_points
-    return points if points is None or points.dtype == ir.DataType.UINT8 else read_as(model, points, table.read_as)
 
 
 def _what(job: QuantizeJob) -> str:

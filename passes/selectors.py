@@ -46,7 +46,7 @@ class NodeRule:
     symmetric: bool | None = None
     """Without zero points."""
     zero_points: Literal["integer", "float"] | None = None
-    """Their type."""
+    """The type of zero points."""
     method: Literal["rtn", "k_quant", "imatrix", "gptq"] | None = None
     """How scales and codes are chosen."""
     layers: str | None = None

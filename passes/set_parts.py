@@ -18,6 +18,7 @@ from onnx_tailor.passes.quantize_weight import stored_bytes
 from onnx_tailor.passes.selectors import NodeRule, Rules, Selectable, Setting, select
 from onnx_tailor.passes.set_weights import earlier_equals
 from onnx_tailor.passes.weigh import weigh_all
+from onnx_tailor.quant.format import FLOAT_POINT_BITS
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.equal import equal_views
 from onnx_tailor.weights.jobs import CopyJob
@@ -85,7 +86,9 @@ class Part:
         for number, form in forms.items():
             each = self.weights[number]
             own = self.own[each.name]
-            found[each.pattern] = replace(own, bits=form.bits, block_size=form.block_size or own.block_size)
+            points = own.zero_points if form.bits in FLOAT_POINT_BITS else None
+            size = form.block_size or own.block_size
+            found[each.pattern] = replace(own, bits=form.bits, block_size=size, zero_points=points)
         return found
 
 
@@ -179,7 +182,7 @@ def _saved(part: Part, candidate: Candidate) -> int:
     if rule is None or not isinstance(rule.bits, int):
         return 0
     view = candidate.matrix.view
-    job = QuantizeJob(view, part.options.format_of(candidate, rule, rule.bits), "k_quant", candidate.name)
+    job = QuantizeJob(view, part.options.format_of(rule, rule.bits, candidate), "k_quant", candidate.name)
     return max(0, view.nbytes - stored_bytes(job))
 
 

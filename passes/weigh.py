@@ -73,8 +73,9 @@ def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: Inpu
     matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
     if candidate.stacks:  # whole blocks alone
         forms = tuple(form for form in forms if inside % form.block_size == 0)
-    sized = {form: replace(rule, block_size=form.block_size) for form in forms}
-    formats = {form: options.format_of(candidate, own, form.bits) for form, own in sized.items()}
+    formats = {
+        form: options.format_of(replace(rule, block_size=form.block_size), form.bits, candidate) for form in forms
+    }
     sizes = {form: stored_bytes(QuantizeJob(view, fmt, "k_quant", candidate.name)) for form, fmt in formats.items()}
     sizes = {form: min(size, view.nbytes) for form, size in sizes.items()} | {FLOAT: view.nbytes}
     columns = None if importance is None else importance.columns
@@ -93,7 +94,7 @@ def _stack(options: Quantize, mixture: Mixture, rule: NodeRule, circumstances: C
     formats, sizes = {}, {FLOAT: sum(view.nbytes for view in views)}
     for form in forms:
         fmt = replace(options, scales="model").block_format(
-            replace(rule, block_size=form.block_size), form.bits, weight.dtype
+            replace(rule, block_size=form.block_size), form.bits, weight.dtype, gathered=True
         )
         found = match_mixture(mixture, circumstances.target, fmt, "k_quant", "")
         if not isinstance(found, Skip):

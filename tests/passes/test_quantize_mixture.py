@@ -142,6 +142,14 @@ def test_bytes_are_counted_as_weights(tmp_path: Path) -> None:
     assert not again.changes
 
 
+def test_float_zero_points_are_not_for_qmoe(tmp_path: Path) -> None:
+    source = mixture(tmp_path / "m.onnx", weights("float32", fused=False))
+    (report,) = tailor(source, tmp_path / "out", "quantize: {block_size: 16, zero_points: float}")
+    (change,) = report.changes
+    assert "zero points stay integers, since QMoE takes no others" in change.what
+    assert tensors(tmp_path / "out" / "m.onnx")["experts.fc1_zero_points"].dtype == np.uint8
+
+
 REFUSED = [
     ({"use_sparse_mixer": 1}, "{block_size: 16}", "mixes the experts in another way"),
     ({"activation_type": "swiglu", "swiglu_fusion": 2}, "{block_size: 16}", "its SwiGLU is not interleaved"),

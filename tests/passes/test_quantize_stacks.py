@@ -99,6 +99,18 @@ def test_the_chosen_matrices_are_the_dequantized_ones(
     assert report.after.parameters == report.before.parameters
 
 
+def test_float_zero_points_are_not_for_stacks(tmp_path: Path) -> None:
+    stacked(tmp_path / "m.onnx", np.float32, "Gather")
+    files = []
+    for points in ("float", "integer"):
+        report = tailor(tmp_path / "m.onnx", tmp_path / points, zero_points=points)
+        (change,) = [each for each in report.passes[0].changes if each.details["role"] == "expert"]
+        assert ("zero points stay integers, since rows are gathered" in change.what) == (points == "float")
+        assert change.details["zero_points"] == "integer"
+        files.append({t.name: t for t in onnx.load(tmp_path / points / "m.onnx").graph.initializer})
+    assert files[0] == files[1]
+
+
 def test_rows_of_half_a_block_stay_with_the_reason(tmp_path: Path) -> None:
     stacked(tmp_path / "m.onnx", np.float32, "Gather", columns=80)
     skips = tailor(tmp_path / "m.onnx", tmp_path / "out").passes[0].skips
