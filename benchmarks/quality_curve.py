@@ -42,7 +42,7 @@ def chart(content: dict[str, Any]) -> dict[str, Any]:
             "field": "bits_per_weight",
             "type": "quantitative",
             "title": "bits for each weight, scales and zero points included",
-            "scale": {"domain": [4.5, 8]},
+            "scale": {"domain": [4.5, 8.5]},
         },
         "y": {
             "field": "kl_mean",
