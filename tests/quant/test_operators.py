@@ -27,6 +27,19 @@ def test_matmul_nbits_computes_what_dequantize_says(fmt, kind):
         assert np.array_equal(matmul_nbits(result, fmt, k, kind), dequantize(result, k, fmt).astype(kind)), (rows, k)
 
 
+@pytest.mark.parametrize("level", [0, 4])
+@pytest.mark.parametrize("fmt", reference.FLOAT_POINT_FORMATS, ids=reference.name)
+def test_float_zero_points_of_half_the_bytes_are_computed_exactly(fmt, level):
+    """Behind a Cast, beside float32 activations; they and the scales may also have one dimension."""
+    fmt = replace(fmt, scale_dtype="float16")
+    for rows, k in SHAPES:
+        result = quantize(_weights(rows, k, "float32"), fmt, "k_quant")
+        for shape in (result.scales.shape, -1):
+            flat = replace(result, scales=result.scales.reshape(shape), zero_points=result.zero_points.reshape(shape))
+            found = matmul_nbits(flat, fmt, k, "float32", level)
+            assert np.array_equal(found, dequantize(result, k, fmt)), (rows, k, shape)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("fmt", reference.FORMATS, ids=reference.name)
 def test_gather_block_quantized_computes_what_dequantize_says(fmt, kind):
