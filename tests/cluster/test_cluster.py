@@ -110,10 +110,10 @@ def test_workers_write_what_threads_write(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "local", "out"]
 
 
-@pytest.mark.parametrize("method", ["imatrix", "gptq"])
-def test_methods_with_data_do_the_same(tmp_path: Path, model: Path, where: str, method: str) -> None:
+@pytest.mark.parametrize(("method", "points"), [("imatrix", "integer"), ("gptq", "integer"), ("gptq", "float")])
+def test_methods_with_data_do_the_same(tmp_path: Path, model: Path, where: str, method: str, points: str) -> None:
     assert call("calibrate", model, "-o", tmp_path / "c.npz", "--hessians", "--tokens", tokens(tmp_path)).exit_code == 0
-    options = [method, "--set", f"quantize.calibration={tmp_path / 'c.npz'}"]
+    options = [method, "--set", f"quantize.calibration={tmp_path / 'c.npz'}", "--set", f"quantize.zero_points={points}"]
     expected = local(model, *options)
     result = call("run", *options, model, "-o", tmp_path / "out", "--executor", where)
     assert result.exit_code == 0, result.output
