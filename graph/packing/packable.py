@@ -113,8 +113,8 @@ def _difference(linears: dict[str, Linear]) -> str | None:
             if mine.get(name) != other.get(name):
                 return f"{first_role} has {name} {mine.get(name)} and {role} {other.get(name)}"
         if [_form(operand) for operand in first.operands] != [_form(operand) for operand in linear.operands]:
-            kinds = [", ".join(operand.kind for operand in each.operands) for each in (first, linear)]
-            return f"{first_role} and {role} keep their operands in different forms ({kinds[0]}; {kinds[1]})"
+            forms = [", ".join(f"{o.kind} {o.root.dtype}" for o in each.operands) for each in (first, linear)]
+            return f"{first_role} and {role} keep their operands in different forms ({forms[0]}; {forms[1]})"
     return None
 
 

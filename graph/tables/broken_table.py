@@ -75,6 +75,10 @@ def float_table(heads: Heads, data: ir.Value) -> Mended | str:
         missed = found or missed
     what = f"its data {data.name} are a float weight, {_form(matrix)}, and no codes"
     if missed is None:
+        shapes = (tuple(matrix.shape), tuple(matrix.shape[::-1]))
+        for head, reason in heads.others:
+            if (attribute(head, "N", 0), attribute(head, "K", 0)) in shapes:
+                return f"{what}, and no table can read the head {head.name}: {reason}"
         return f"{what}, and no quantized head has its shape"
     return f"{what}, and the head {missed.head} is not that weight quantized: {missed.proof}"
 
@@ -86,10 +90,15 @@ def lost_table(heads: Heads, node: ir.Node, data: ir.Value | None) -> Mended | s
         return f"its data {name} are computed in the graph"
     scales = stored_scales(node.inputs[2]) if len(node.inputs) > 2 else None
     fitting = heads.by_scales.get(scales, []) if scales is not None else []
-    tables = [table for n in fitting if not isinstance(table := nbits_table(n), str)]
-    if len(tables) != 1:
-        return f"its data {name} do not exist, and {len(tables)} heads read its scales"
-    return tables[0], f"its data {name} do not exist", f"the head {fitting[0].name} reads the same scales"
+    read = [(head, nbits_table(head)) for head in fitting]
+    tables = [(head, table) for head, table in read if not isinstance(table, str)]
+    if len(tables) == 1:
+        head, table = tables[0]
+        return table, f"its data {name} do not exist", f"the head {head.name} reads the same scales"
+    if read and not tables:
+        head, reason = read[0]
+        return f"its data {name} do not exist, and no table can read the head {head.name} on its scales: {reason}"
+    return f"its data {name} do not exist, and {len(tables)} heads read its scales"
 
 
 def _form(matrix: Matrix) -> str:

@@ -41,18 +41,22 @@ class Heads:
     """Those that a Gather could read, by their `form`."""
     by_shape: dict[tuple[int, ...], list[tuple[ir.Node, BlockTable]]]
     """The same by (rows, columns)."""
+    others: list[tuple[ir.Node, str]]
+    """Those that no Gather can read, and why not."""
 
     @classmethod
     def of(cls, model: TailorModel) -> Heads:
         """Look at the model as it is now."""
-        found = cls({}, {}, {}, {})
+        found = cls({}, {}, {}, {}, [])
         for node in nbits_nodes(model):
             blob, scales, table = blob_of(node.inputs[1]), stored_scales(node.inputs[2]), nbits_table(node)
             if blob is not None:
                 found.by_codes.setdefault(blob, []).append(node)
             if scales is not None:
                 found.by_scales.setdefault(scales, []).append(node)
-            if not isinstance(table, str):
+            if isinstance(table, str):
+                found.others.append((node, table))
+            else:
                 found.by_form.setdefault(form(table), []).append((node, table))
                 found.by_shape.setdefault((table.rows, table.columns), []).append((node, table))
         return found

@@ -151,6 +151,9 @@ def _through_the_head(heads: Heads, node: ir.Node, data: ir.Value, own: BlockTab
     for head in heads.readers_of(data):
         table = nbits_table(head)
         if isinstance(table, str):
+            known = attribute(head, "bits", 4), attribute(head, "block_size", 0)
+            if not isinstance(own, str) and known != (own.bits, own.block_size):
+                return f"the head {head.name} reads its codes with {known[0]} bits in blocks of {known[1]}, but {table}"
             continue
         same_scales = (
             scales is None or WeightTensor.of_value(scales) is None or blob_of(scales) == blob_of(table.scales)

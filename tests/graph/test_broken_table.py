@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from quantized_models import Case, build, feeds, run, weights
 
 from onnx_tailor import pipeline, recipe
@@ -98,6 +98,25 @@ def test_what_is_certain_is_mended(tmp_path: Path, case: Case, edit: Edit, fault
     assert isinstance(skip, Skip)
 
 
+def beside_float_points(edit: Edit) -> Edit:
+    """Give the head float zero points, with which no table can be read, before another edit."""
+
+    def edited(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+        (head,) = (n for n in model.graph.node if n.op_type == "MatMulNBits")
+        (scales,) = (t for t in model.graph.initializer if t.name == "table_scales")
+        model.graph.initializer.append(numpy_helper.from_array(np.full(scales.dims, 1.5, np.float32), "float_points"))
+        head.input[3] = "float_points"
+        edit(model, node)
+
+    return edited
+
+
+def float_data(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Read a float weight in the place of codes."""
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 64), np.float32), "table"))
+    node.input[0] = "table"
+
+
 NAMED = [
     (Case(4, head=False), inputs("nowhere", "ids", "table_scales"), "do not exist, and 0 heads read its scales"),
     (Case(4, head=False), written("block_size", 64), "do not fit 8 rows of 1 blocks"),
@@ -106,7 +125,34 @@ NAMED = [
     (Case(4, head=False), inputs("table_flat", "ids", "table_scales", "ids"), "zero points are no stored"),
     (Case(4, head=False), inputs("table_flat", "", "table_scales"), "has no indices"),
     (Case(4), inputs("table_flat", "ids", "table_scales", "table_q"), "its zero points [8, 2, 16] are not packed"),
+    (
+        Case(4),
+        beside_float_points(inputs("nowhere", "ids", "table_scales")),
+        "do not exist, and no table can read the head /lm_head on its scales: its zero points are floats",
+    ),
+    (
+        Case(4),
+        beside_float_points(float_data),
+        "are a float weight, float[8, 64], and no codes, and no table can read the head /lm_head: its zero points are",
+    ),
+    (
+        Case(2, k=256, block=256),
+        beside_float_points(without("bits", "block_size")),  # the defaults, 4 and 128, would fit the shapes as well
+        "the head /lm_head reads its codes with 2 bits in blocks of 256, but its zero points are floats",
+    ),
 ]
+
+
+def test_a_table_that_says_all_itself_is_read_beside_float_zero_points(tmp_path: Path) -> None:
+    """The kernel takes its own integer zero points, whatever the head on the same codes has."""
+    path = edited(tmp_path, Case(4), beside_float_points(lambda model, node: None))
+    (found,) = find_block_tables(load(path))
+    assert isinstance(found, FoundTable)
+    assert not found.faults
+    mended, (change,) = tailor(path, tmp_path / "out")
+    assert isinstance(change, Change)
+    for before, after in zip(run(path, feeds(Case(4))), run(mended, feeds(Case(4))), strict=True):
+        assert np.array_equal(before, after)
 
 
 @pytest.mark.parametrize(("case", "edit", "reason"), NAMED)

@@ -94,12 +94,14 @@ def test_the_file_computes_what_numpy_does(
     assert CliRunner().invoke(app, ["check", str(tmp_path / "out")]).exit_code == 0
 
 
-def test_accuracy_level_4_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_accuracy_level_4_changes_nothing(tmp_path: Path, bits: int) -> None:
     """The CPU has no kernel of 8-bit integers for them, and multiplies by a float copy of the weight."""
     source = SPEC.save(tmp_path / "model.onnx")
     found = []
     for level in (0, 4):
-        tailor(source, tmp_path / str(level), f"quantize: {{{FLOAT}, scales: float16, accuracy_level: {level}}}")
+        options = f"bits: {bits}, {FLOAT}, scales: float16, accuracy_level: {level}"
+        tailor(source, tmp_path / str(level), f"quantize: {{{options}}}")
         found.append(run(tmp_path / str(level) / "model.onnx", {"input_ids": ids(SPEC)})["logits"])
     assert np.array_equal(*found)
 
@@ -211,6 +213,29 @@ def test_packed_projections_are_divided_bit_for_bit(tmp_path: Path, scales: str,
     points = [value for name, value in stored(tmp_path / "again" / "m.onnx").items() if "zero_points" in name]
     wanted = [value for name, value in stored(whole).items() if "zero_points" in name]
     assert sorted(value.tobytes() for value in points) == sorted(value.tobytes() for value in wanted)
+
+
+@pytest.mark.parametrize(
+    ("scales", "together", "said"),
+    [
+        ("model", False, "their zero_points cannot be put together: they are UINT8 and FLOAT"),
+        ("model", True, "an earlier pass quantizes them in different ways"),
+        ("float16", False, "scales FLOAT16, zero_points UINT8; weight UINT8, scales FLOAT16, zero_points FLOAT16"),
+        ("float16", True, "scales FLOAT16, zero_points UINT8; weight UINT8, scales FLOAT16, zero_points FLOAT16"),
+    ],
+)
+def test_projections_of_both_kinds_are_not_packed(tmp_path: Path, scales: str, said: str, *, together: bool) -> None:
+    source = Layer(columns=80, bias=True).save(tmp_path / "m.onnx")
+    tailor(source, tmp_path / "apart", "unpack-matmul")
+    apart = tmp_path / "apart" / "m.onnx"
+    quantizing = f'quantize: {{block_size: 16, scales: {scales}, nodes: {{"role:v": {{{FLOAT}}}}}}}'
+    tailor(apart, tmp_path / "whole", quantizing)
+    whole = tmp_path / "whole" / "m.onnx"
+    passes = (apart, tmp_path / "out", quantizing) if together else (whole, tmp_path / "out")
+    report = tailor(*passes, "pack-matmul").passes[-1]
+    assert [said in skip.reason for skip in report.skips] == [True]
+    assert len(report.changes) == 1  # gate and up
+    same_outputs(Layer(columns=80, bias=True), whole, tmp_path / "out" / "m.onnx", within=1e-6)
 
 
 def test_blame_takes_them_for_another_form(tmp_path: Path) -> None:
