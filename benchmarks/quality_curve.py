@@ -42,7 +42,7 @@ def chart(content: dict[str, Any]) -> dict[str, Any]:
             "field": "bits_per_weight",
             "type": "quantitative",
             "title": "bits for each weight, scales and zero points included",
-            "scale": {"domain": [4.5, 8.5]},
+            "scale": {"domain": [4.4, 8.2]},
         },
         "y": {
             "field": "kl_mean",
@@ -65,7 +65,15 @@ def chart(content: dict[str, Any]) -> dict[str, Any]:
         "scale": {"domain": ["onnx-tailor", "another tool"], "range": ["circle", "cross"]},
         "legend": {"title": None, "orient": "right"},
     }
-    label = {"type": "text", "align": "left", "dx": 8, "dy": -6, "fontSize": 11}
+    beside = {"onnx-tailor": ("left", 8), "another tool": ("right", -8)}
+    labels = [
+        {
+            "transform": [{"filter": {"field": "by", "equal": by}}],
+            "mark": {"type": "text", "align": align, "dx": dx, "dy": -6, "fontSize": 11},
+            "encoding": {**encoding, "text": {"field": "label"}},
+        }
+        for by, (align, dx) in beside.items()
+    ]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "title": {"text": content["title"], "subtitle": content["note"], "anchor": "start", "subtitleColor": "#555"},
@@ -76,7 +84,7 @@ def chart(content: dict[str, Any]) -> dict[str, Any]:
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": encoding},
             {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {**encoding, "shape": shape}},
-            {"mark": label, "encoding": {**encoding, "text": {"field": "label"}}},
+            *labels,
         ],
         "config": {"view": {"stroke": None}, "axis": {"gridColor": "#e5e5e5"}},
     }

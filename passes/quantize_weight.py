@@ -139,7 +139,6 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         read_as(model, table.scales, kind),
         points,
     ]
-
     if projection.bias is not None:
         bias = projection.bias
         if kind != dtype:

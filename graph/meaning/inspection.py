@@ -15,11 +15,10 @@ from onnx_tailor.graph.meaning.candidates import Candidate, expert_place, find_c
 from onnx_tailor.graph.meaning.heads import Head, NoHead, QuantizedHead, find_heads, head_nodes
 from onnx_tailor.graph.meaning.roles import Place, find_places, place
 from onnx_tailor.graph.model import TailorModel, attribute, is_contrib
-from onnx_tailor.graph.tables.nbits_weight import Heads
+from onnx_tailor.graph.tables.nbits_weight import Heads, stored_operands
 from onnx_tailor.graph.tables.qdq import QdqWeight, find_qdq_weights
 from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.tables.same_table import same_float_table
-from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.graph.tables.stacks import chosen_for, is_routed
 from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.graph.tables.typed_table import head_of, typed_tables
@@ -153,13 +152,12 @@ def _quantized_projection(node: Any, where: Place) -> dict[str, Any]:
 
 
 def _quantized_weight(node: Any) -> dict[str, Any]:
-    stored = [node.inputs[1], *map(stored_scales, node.inputs[2:4])]
-    inputs = [value for value in stored if value is not None and value.const_value is not None]
+    tensors = [tensor for value in stored_operands(node) if (tensor := value.const_value) is not None]
     return {
         "weight": node.inputs[1].name or "",
         "shape": [attribute(node, "N", 0), attribute(node, "K", 0)],
         "dtype": "UINT8",
-        "bytes": sum(value.const_value.nbytes for value in inputs),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
         "bits": attribute(node, "bits", 4),
     }
 

@@ -14,8 +14,8 @@ from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.meaning.landmarks import Landmark, find_landmarks, products
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
 from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.tables.nbits_weight import stored_operands
 from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
-from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.quant.quantize import unpack
 
@@ -114,9 +114,10 @@ def _forms(model: TailorModel) -> Iterable[tuple[ir.Node, Matrix | Blocks]]:
             yield node, matched.weight
         elif node.domain == MICROSOFT:
             shape = attribute(node, "N", 0), attribute(node, "K", 0)
-            read = (node.inputs[1], *map(stored_scales, node.inputs[2:4]))
-            operands = tuple(value for value in read if value is not None)
-            yield node, Blocks(operands, attribute(node, "bits", 4), attribute(node, "block_size", 32), shape)
+            yield (
+                node,
+                Blocks(stored_operands(node), attribute(node, "bits", 4), attribute(node, "block_size", 32), shape),
+            )
     for table in find_tables(model):
         yield table.node, table.matrix
     for found in find_block_tables(model):

@@ -20,6 +20,12 @@ def nbits_nodes(model: TailorModel) -> list[ir.Node]:
     return [node for node in model.nodes() if node.domain == MICROSOFT and node.op_type == "MatMulNBits"]
 
 
+def stored_operands(node: ir.Node) -> tuple[ir.Value, ...]:
+    """Return codes, scales and, where there are any, zero points of a MatMulNBits, as they are before a Cast."""
+    found = (node.inputs[1], *map(stored_scales, node.inputs[2:4]))
+    return tuple(value for value in found if value is not None)
+
+
 def has_float_points(node: ir.Node) -> bool:
     """Whether a MatMulNBits has zero points in the activation's type, and not packed integers."""
     return len(node.inputs) > 3 and read_type(node.inputs[3]) in FLOATS
