@@ -80,6 +80,7 @@ def calibrate(
                 entries.append(
                     {"name": each.name, "columns": each.columns, "count": sums.count, "weights": each.weights}
                 )
+        file.add("tokens", tokens.windows)
         file.add("token_counts", np.bincount(tokens.windows.reshape(-1)).astype(np.int64))
         skipped = {skip.details["activation"]: skip.reason for skip in skips}
         file.header(_header(path, candidates, tokens, entries, skipped, hessians=hessians))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.calibration.file import InputStatistics
+from onnx_tailor.quant import Moments
 
 _FLOOR = 1e-3
 """Of the mean: what every channel is worth at least, for texts in which it says more than in the calibration's."""
@@ -22,8 +23,19 @@ def importance(statistics: Sequence[InputStatistics], spread: float = 0.0) -> np
     mean = np.zeros(statistics[0].columns)
     for each in statistics:
         mean += each.mean_square() * (each.count / total)
+    return floored(mean, spread)
+
+
+def floored(mean: npt.NDArray[np.floating], spread: float = 0.0) -> npt.NDArray[np.float32]:
+    """Return the mean of x^2 [K], every channel a little above zero; `spread` of the mean is added to each."""
     result: npt.NDArray[np.float32] = (mean + (_FLOOR + spread) * mean.mean()).astype(np.float32)
     return result
+
+
+def moments(statistics: Sequence[InputStatistics], spread: float = 0.0) -> Moments:
+    """Return what gptq needs to know of the inputs; how they drift only where they are one."""
+    drifts = len(statistics) == 1 and statistics[0].has_drift
+    return Moments(hessian(statistics, spread), statistics[0].drift() if drifts else None)
 
 
 def hessian(statistics: Sequence[InputStatistics], spread: float = 0.0) -> npt.NDArray[np.float32]:

@@ -1,9 +1,12 @@
 """The calibration file: an npz archive that is written input by input and read likewise.
 
 `np.load` opens it. The entry `calibration` holds a JSON text: the format's number, the model and its weights' hashes,
-the tokens, and the inputs in order. Input number i has the entries `i.mean_square` float32 [K] and, in a file with
-Hessians, `i.hessian` float32 [K, K], the means of x^2 and of x x^T; `token_counts` int64 [V] tells how often each row
-of the table was used.
+and the inputs in order. Input number i has the entries `i.mean_square` float32 [K] and, in a file with Hessians,
+`i.hessian` float32 [K, K], the means of x^2 and of x x^T; `tokens` int64 [n, length] are the windows that the model ran
+on, and `token_counts` int64 [V] tells how often each row of the table was used.
+
+A run of `gptaq` makes another file of it, where some inputs are those z of the model that is being quantized, and have
+`i.drift` float32 [K, K], the mean of (x - z) z^T.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ class InputStatistics:
     count: int
     """Vectors that the means are over; 0 for an expert that no token reached."""
     has_hessian: bool
+    has_drift: bool
     checksums: tuple[int, ...]
     """CRC-32 of each array, as the archive has it."""
     stamp: int = field(compare=False)
@@ -95,6 +99,10 @@ class InputStatistics:
     def hessian(self) -> npt.NDArray[np.float32]:
         """Return the mean of x x^T [columns, columns]."""
         return self._read("hessian", (self.columns, self.columns))
+
+    def drift(self) -> npt.NDArray[np.float32]:
+        """Return the mean of (x - z) z^T [columns, columns]; the other means are then of z."""
+        return self._read("drift", (self.columns, self.columns))
 
     def _read(self, what: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Read an array.
@@ -133,6 +141,17 @@ class Calibration:
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Why a projection's input could not be watched, by the name of the activation."""
 
+    def windows(self) -> npt.NDArray[np.int64]:
+        """Return the tokens [n, length] that the model ran on.
+
+        Raises:
+            UsageError: the file is of a version that did not keep them.
+        """
+        with _opened(self.path) as (archive, _):
+            if "tokens" not in archive:
+                raise UsageError(f"{self.path}: holds no tokens, which `method: gptaq` needs; calibrate again")
+            return _entry(archive, "tokens", self.path)
+
     def token_counts(self) -> npt.NDArray[np.int64]:
         """Return how often each token occurred [V], up to the largest that did."""
         with _opened(self.path) as (archive, _):
@@ -160,6 +179,7 @@ def read(path: Path) -> Calibration:
                     each["columns"],
                     each["count"],
                     header["hessians"],
+                    each.get("drift", False),
                     _checksums(archive, number),
                     stamp,
                 )
@@ -195,7 +215,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, int]]:
 
 
 def _checksums(archive: Any, number: int) -> tuple[int, ...]:
-    names = [f"{number}.{what}.npy" for what in ("mean_square", "hessian")]
+    names = [f"{number}.{what}.npy" for what in ("mean_square", "hessian", "drift")]
     return tuple(each.CRC for each in archive.zip.infolist() if each.filename in names)
 
 

@@ -1,4 +1,4 @@
-"""What the methods that look at data, `imatrix` and `gptq`, are given for each weight."""
+"""What the methods that look at data, `imatrix`, `gptq` and `gptaq`, are given for each weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from onnx_tailor.quant import Method
 from onnx_tailor.weights.factors import FactorCache, SharedFactor
 from onnx_tailor.weights.quantize_job import Importance
 
-DATA_METHODS = frozenset({"imatrix", "gptq"})
+HESSIAN_METHODS = frozenset({"gptq", "gptaq"})
+DATA_METHODS = HESSIAN_METHODS | {"imatrix"}
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,17 @@ class InputData:
         if path is None:
             return None
         if not needed:
-            advice = "say `method: imatrix` or `method: gptq`"
+            advice = "say `method: imatrix`, `method: gptq` or `method: gptaq`"
             raise OptionError(f"no method of this recipe looks at a calibration; {advice}", key=("calibration",))
         calibration = read(path)
-        if "gptq" in needed and not all(each.has_hessian for each in calibration.inputs.values()):
+        exact = [method for method in needed if method in HESSIAN_METHODS]
+        if exact and not all(each.has_hessian for each in calibration.inputs.values()):
             advice = "calibrate with --hessians, or say `method: imatrix`"
-            raise OptionError(f"{path} holds no Hessians, which gptq needs; {advice}", key=("calibration",))
+            raise OptionError(f"{path} holds no Hessians, which {exact[0]} needs; {advice}", key=("calibration",))
         return cls(calibration)
 
     def choose(self, candidate: Candidate, method: str) -> Choice:
-        """Return how `method`, imatrix or gptq, treats a weight; one that nothing is known about gets k_quant.
+        """Return how a method of `DATA_METHODS` treats a weight; one that nothing is known about gets k_quant.
 
         Raises:
             ModelError: the calibration was made from another model.
@@ -73,10 +75,30 @@ class InputData:
         if method == "imatrix":
             return Choice("k_quant", importance, remark=remark)
         key = (found, spread)
+        drifts = len(found) == 1 and found[0].has_drift
         if key not in self._factors:
-            load = partial(combine.hessian, found, spread)
-            self._factors[key] = SharedFactor(found[0].name, key, load, self._cache)
+            load = partial(combine.moments, found, spread)
+            self._factors[key] = SharedFactor(found[0].name, key, load, self._cache, drifts)
+        if method == "gptaq" and not drifts:
+            remark = "; ".join(filter(None, [unfollowed(candidate), remark]))
         return Choice("gptq", importance, self._factors[key], remark)
+
+
+def unfollowed(candidate: Candidate) -> str:
+    """Return why `gptaq` treats a weight as `gptq` does, as far as that is seen by the graph; empty where it does not.
+
+    It needs one input that depends on other weights, by which it could drift.
+    """
+    if candidate.tables:
+        return "its rows are embeddings, so it cannot make up for what comes before the head"
+    if candidate.stacks:
+        return "it is a stack of matrices"
+    activations = {projection.activation for projection in candidate.projections}
+    if len(activations) > 1:
+        return "it has several inputs"
+    if next(iter(activations)).producer() is None:
+        return "it reads an input of the model"
+    return ""
 
 
 def require_here(model: TailorModel) -> None:

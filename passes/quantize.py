@@ -32,7 +32,7 @@ from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
 from onnx_tailor.weights.quantize_job import QuantizeJob
 
-Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "best", "rtn_last", "k_quant_last", "k_quant_mixed"]
+Preset = Literal["rtn", "k_quant", "imatrix", "gptq", "gptaq", "best", "rtn_last", "k_quant_last", "k_quant_mixed"]
 _UNKNOWN = {
     name: f"a dry run does not calibrate, and so knows nothing of {name}, nor of the time and memory that it takes"
     for name in DATA_METHODS
@@ -53,9 +53,9 @@ class Quantize(Pass):
 
     method: Preset = "k_quant"
     """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,
-    `gptq` also lets the columns of a weight make up for each other. `best` is gptq with float16 scales and, where a
-    goal is given, bits by measurement. `*_last` gives the head 8 bits; `k_quant_mixed` also a part of the
-    layers."""
+    `gptq` also lets the columns of a weight make up for each other, and `gptaq` for the quantized weights before them.
+    `best` is gptaq with float16 scales and, where a goal is given, bits by measurement. `*_last` gives the head 8 bits;
+    `k_quant_mixed` also a part of the layers."""
     calibration: Path | None = None
     """The file that `onnx-tailor calibrate` made of this model; a relative path starts at the recipe's folder, or,
     from the command line or where there is no such file, at the working directory. Without it the run itself
@@ -145,11 +145,16 @@ class Quantize(Pass):
             from onnx_tailor.passes.self_calibration import self_calibrated  # ONNX Runtime takes long to import
 
             passes = self_calibrated(passes, models, circumstances)
-        if found.bits != "auto":
-            return passes
-        from onnx_tailor.passes.automatic_bits import with_explicit_bits
+        prepared: Sequence[Pass] = passes
+        if found.bits == "auto":
+            from onnx_tailor.passes.automatic_bits import with_explicit_bits
 
-        return with_explicit_bits(passes, models, circumstances, own_calibration=calibrates)
+            prepared = with_explicit_bits(passes, models, circumstances, own_calibration=calibrates)
+        if "gptaq" not in found.methods() or circumstances.dry_run:
+            return prepared
+        from onnx_tailor.passes.followed_inputs import with_drift
+
+        return with_drift(prepared, models, circumstances)
 
     def _for_each(self, models: Sequence[TailorModel]) -> list[Quantize]:
         """Return for each file of a set the pass with those entries of `nodes` that mean a weight of it."""
@@ -169,8 +174,8 @@ class Quantize(Pass):
         goal = parse_goal(self.budget, self.size, self.kl) is not None
         scales = self.scales or "float16"
         if goal:
-            return replace(self, method="gptq", scales=scales, bits="auto")
-        return replace(self, method="gptq", scales=scales)
+            return replace(self, method="gptaq", scales=scales, bits="auto")
+        return replace(self, method="gptaq", scales=scales)
 
     def methods(self) -> set[str]:
         """Return every method that the recipe names."""

@@ -47,7 +47,7 @@ class NodeRule:
     """Without zero points."""
     zero_points: Literal["integer", "float"] | None = None
     """The type of zero points."""
-    method: Literal["rtn", "k_quant", "imatrix", "gptq"] | None = None
+    method: Literal["rtn", "k_quant", "imatrix", "gptq", "gptaq"] | None = None
     """How scales and codes are chosen."""
     layers: str | None = None
     """Only these layers, as in "0-2,15-17"."""

@@ -12,7 +12,7 @@ from onnx_tailor.calibration.tokens import choose
 from onnx_tailor.errors import InputsError
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.passes.input_statistics import DATA_METHODS, require_here
+from onnx_tailor.passes.input_statistics import DATA_METHODS, HESSIAN_METHODS, require_here
 from onnx_tailor.passes.quantize_weight import widest
 from onnx_tailor.passes.selectors import NodeRule, first_match
 from onnx_tailor.passes.set_weights import earlier_equals
@@ -67,7 +67,7 @@ def _calibration(options: Quantize, model: TailorModel, circumstances: Circumsta
     out = circumstances.scratch / f"{model.path.name}.npz"
     if out.exists():
         return out
-    hessians = "gptq" in options.methods()
+    hessians = bool(options.methods() & HESSIAN_METHODS)
     try:
         calibrate(model.path, out, choose(model.path), hessians=hessians, progress=circumstances.progress)
     except InputsError as error:

@@ -2,7 +2,7 @@
 
 from onnx_tailor.quant.format import Bits, BlockFormat, ErrorSums, Method, NonFiniteError, Quantized
 from onnx_tailor.quant.gptq import gptq
-from onnx_tailor.quant.hessian import Factor, factorize
+from onnx_tailor.quant.hessian import Factor, Moments, factorize
 from onnx_tailor.quant.quantize import dequantize, error_sums, quantize, weighted_error
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ErrorSums",
     "Factor",
     "Method",
+    "Moments",
     "NonFiniteError",
     "Quantized",
     "dequantize",

@@ -7,13 +7,15 @@ All of it lowers trace((Q - W) H (Q - W)^T), the squared error of the projection
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.quant.format import BlockFormat, Quantized
 from onnx_tailor.quant.hessian import Factor
 from onnx_tailor.quant.packing import codes_of, pack
-from onnx_tailor.quant.quantize import error_sums, quantize, zero_points_of
+from onnx_tailor.quant.quantize import error_sums, quantize, require_finite, zero_points_of
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -32,12 +34,19 @@ def gptq(weight: npt.NDArray[np.generic], fmt: BlockFormat, factor: Factor, impo
     """Quantize `weight` [rows, K] for inputs of which `factor` knows the second moments; rows do not interact.
 
     The grids are those of k-quant weighted by `importance` [K], and no row ends with a greater error than k-quant's.
+    Where `factor` knows how the inputs drift, weights that make up for it are rounded in the place of these.
 
     Raises:
         NonFiniteError: the weight holds a NaN or an infinity.
     """
-    start = quantize(weight, fmt, "k_quant", importance)
-    return refine(weight.astype(np.float32), fmt, factor, start)
+    if factor.shift is None:
+        start = quantize(weight, fmt, "k_quant", importance)
+        return refine(weight.astype(np.float32), fmt, factor, start)
+    own = weight.astype(np.float32)
+    require_finite(weight)
+    shifted = own + own @ factor.shift
+    found = refine(shifted, fmt, factor, quantize(shifted, fmt, "k_quant", importance))
+    return replace(found, sums=error_sums(own, found, fmt))
 
 
 def refine(weight: Floats, fmt: BlockFormat, factor: Factor, start: Quantized) -> Quantized:

@@ -51,10 +51,21 @@ def quantize(
     memory = workspace(fmt.block_size, fmt.bits)
     finite = _call(source, costs, integers, steps, codes, scales, packed, floats, sums, *memory)
     if not finite:
-        row, column = map(int, np.argwhere(~np.isfinite(weight.astype(np.float32)))[0])
-        raise NonFiniteError(row, column, float(weight[row, column]))
+        require_finite(weight)
     points = None if fmt.symmetric else floats.astype(fmt.dtype, copy=False) if fmt.float_points else packed
     return Quantized(codes, scales.astype(fmt.dtype, copy=False), points, ErrorSums(float(sums[0]), float(sums[1])))
+
+
+def require_finite(weight: npt.NDArray[np.generic]) -> None:
+    """See that a weight [rows, K] can be quantized.
+
+    Raises:
+        NonFiniteError: it holds a NaN or an infinity.
+    """
+    odd = np.argwhere(~np.isfinite(weight.astype(np.float32)))
+    if len(odd):
+        row, column = map(int, odd[0])
+        raise NonFiniteError(row, column, float(weight[row, column]))
 
 
 def _call(*arrays: npt.NDArray[np.generic]) -> bool:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnx_tailor.errors import InputsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
 __all__ = ["ENCODER_LENGTH", "IDS", "Cache", "Input", "Sizes", "feeds", "is_past"]
 
@@ -78,15 +78,21 @@ def is_past(name: str) -> bool:
     return name.startswith("past")
 
 
-def feeds(inputs: tuple[Input, ...], ids: npt.NDArray[np.int64], past: Cache | None, sizes: Sizes) -> dict[str, Array]:
-    """Fill every input for ids [b, s] after `past`, or from the start where it is None.
+def feeds(
+    inputs: tuple[Input, ...],
+    ids: npt.NDArray[np.int64],
+    past: Cache | None,
+    sizes: Sizes,
+    known: Container[str] = (),
+) -> dict[str, Array]:
+    """Fill every input but those `known` for ids [b, s] after `past`, or from the start where it is None.
 
     Raises:
         InputsError: an input has a name, type or shape that cannot be filled.
 
     """
     scope = _Scope(inputs, ids, past, sizes)
-    return {each.name: scope.fill(each) for each in inputs}
+    return {each.name: scope.fill(each) for each in inputs if each.name not in known}
 
 
 class _Scope:

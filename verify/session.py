@@ -136,7 +136,8 @@ class LanguageModel:
 
         """
         try:
-            values = feeds(self.inputs, ids, past, self._sizes) | dict(given or {})
+            given = given or {}
+            values = feeds(self.inputs, ids, past, self._sizes, given) | dict(given)
             if self._embedder is not None:
                 values[INPUT] = next(iter(self._embedder.prefill(ids).values()))
         except ModelError as error:

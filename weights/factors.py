@@ -8,11 +8,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from onnx_tailor.errors import ModelError
-from onnx_tailor.quant import Factor, factorize
+from onnx_tailor.quant import Factor, Moments, factorize
 
 _KEPT = 2
 """Factors that stay in memory: tiles come weight by weight, and one weight ends while the next begins."""
@@ -26,9 +23,11 @@ class SharedFactor:
     """The input's name, for messages."""
     source: Hashable
     """What it is computed from, for the journal of a run."""
-    load: Callable[[], npt.NDArray[np.float32]] = field(compare=False)
-    """Reads the mean of x x^T [K, K]."""
+    load: Callable[[], Moments] = field(compare=False)
+    """Reads what is known of the input."""
     cache: FactorCache = field(compare=False)
+    drifts: bool = False
+    """Whether the weights make up for the drift of the input."""
 
     def get(self) -> Factor:
         """Return the factor; the first caller computes it, and others wait.
@@ -40,7 +39,7 @@ class SharedFactor:
 
     def __reduce__(self) -> tuple[Callable[..., SharedFactor], tuple[object, ...]]:
         """Be one object on another machine too, with that machine's cache."""
-        return _elsewhere, (self.name, self.source, self.load)
+        return _elsewhere, (self.name, self.source, self.load, self.drifts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,8 @@ class FactorCache:
                 self._factors.popitem(last=False)
         if mine:
             try:
-                found.set_result(factorize(key.load()))
+                known = key.load()
+                found.set_result(factorize(known.hessian, drift=known.drift))
             except ValueError as error:
                 found.set_exception(
                     ModelError(f"the second moments of the input {key.name} cannot be used: {error}; calibrate again")
@@ -78,5 +78,5 @@ _CACHE = FactorCache()
 _KNOWN: dict[Hashable, SharedFactor] = {}
 
 
-def _elsewhere(name: str, source: Hashable, load: Callable[[], npt.NDArray[np.float32]]) -> SharedFactor:
-    return _KNOWN.setdefault(source, SharedFactor(name, source, load, _CACHE))
+def _elsewhere(name: str, source: Hashable, load: Callable[[], Moments], drifts: bool) -> SharedFactor:
+    return _KNOWN.setdefault(source, SharedFactor(name, source, load, _CACHE, drifts))

@@ -84,7 +84,9 @@ class QuantizeJob:
 
     @property
     def label(self) -> str:
-        """The method's name in a recipe: k_quant with importance is imatrix."""
+        """The method's name in a recipe: k_quant with importance is imatrix, gptq of drifting inputs gptaq."""
+        if self.factor is not None and self.factor.drifts:
+            return "gptaq"
         return "imatrix" if self.method == "k_quant" and self.importance is not None else self.method
 
     @property

@@ -181,7 +181,7 @@ def test_a_file_that_tokens_do_not_run_gets_the_same_bits_everywhere(source: Pat
         assert len({change.details["bits"] for change in found.values()}) == 1
         assert len(found) == 2
         for change in found.values():
-            assert "k_quant (gptq is not possible: the file cannot be run: " in change.what
+            assert "k_quant (gptaq is not possible: the file cannot be run: " in change.what
             assert "the same bits for all of this file within an even share of the goal" in change.what
             assert "pixel_values" in change.what
         assert report.after.bits_per_weight <= 6 or options.startswith("kl")

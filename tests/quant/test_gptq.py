@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_tailor.quant import BlockFormat, NonFiniteError, Quantized, dequantize, factorize, gptq, quantize
 from onnx_tailor.quant.gptq import _Grid
+from onnx_tailor.quant.hessian import SHARE
 from onnx_tailor.quant.packing import codes_of, pack
-from onnx_tailor.quant.quantize import unpack, zero_points_of
+from onnx_tailor.quant.quantize import error_sums, unpack, zero_points_of
 
 Array = npt.NDArray[Any]
 FORMATS = [
@@ -230,3 +231,44 @@ def test_onnx_runtime_computes_with_exactly_these_values(fmt: BlockFormat, k: in
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": np.eye(k, dtype=np.float32)})  # a one in each row leaves nothing to round
     assert np.array_equal(found.T, dequantize(result, k, fmt))
+
+
+def test_weights_make_up_for_inputs_that_drift() -> None:
+    """Half of what least squares would correct; the outputs are nearer than those of the weights as they are."""
+    rng = np.random.default_rng(5)
+    x = inputs(96, 2000)
+    z = x + 0.3 * x @ rng.standard_normal((96, 96)).astype(np.float32) / 10
+    drift = ((x - z).T @ z / len(z)).astype(np.float32)
+    plain, informed = factorize(moments(z)), factorize(moments(z), drift=drift)
+    assert informed.shift is not None
+    mean = np.diag(moments(z)).mean()
+    best = drift.astype(np.float64) / mean @ np.linalg.inv(moments(z) / mean + 0.2 * np.eye(96))
+    np.testing.assert_allclose(informed.shift, SHARE * best, atol=1e-5)
+    weight, fmt = weights(12, 96), FORMATS[0]
+    importance = np.diag(moments(z)).copy()
+    errors = []
+    for factor in (plain, informed):
+        found = gptq(weight, fmt, factor, importance)
+        errors.append(np.square(dequantize(found, 96, fmt) @ z.T - weight @ x.T).mean())
+        assert found.sums == error_sums(weight, found, fmt), "the error is that of the weights in the file"
+    assert errors[1] < 0.5 * errors[0], errors
+
+
+def test_a_drift_of_nothing_changes_nothing() -> None:
+    x, weight, fmt = inputs(64, 300), weights(5, 64), FORMATS[0]
+    importance = np.diag(moments(x)).copy()
+    first = gptq(weight, fmt, factorize(moments(x)), importance)
+    second = gptq(weight, fmt, factorize(moments(x), drift=np.zeros((64, 64), np.float32)), importance)
+    assert np.array_equal(first.codes, second.codes)
+    assert np.array_equal(first.scales, second.scales)
+
+
+def test_nan_in_a_drift_or_a_weight_that_makes_up_for_one() -> None:
+    x = inputs(32, 100)
+    with pytest.raises(ValueError, match="its drift holds a NaN"):
+        factorize(moments(x), drift=np.full((32, 32), np.nan, np.float32))
+    weight = weights(4, 32)
+    weight[2, 7] = np.inf
+    with pytest.raises(NonFiniteError) as error:
+        gptq(weight, FORMATS[0], factorize(moments(x), drift=moments(x)), np.diag(moments(x)).copy())
+    assert (error.value.row, error.value.column) == (2, 7)
