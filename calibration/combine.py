@@ -33,7 +33,7 @@ def floored(mean: npt.NDArray[np.floating], spread: float = 0.0) -> npt.NDArray[
 
 
 def moments(statistics: Sequence[InputStatistics], spread: float = 0.0) -> Moments:
-    """Return what gptq needs to know of the inputs; how they drift only where they are one."""
+    """Return what gptq needs to know of the inputs, and of one alone how it drifts, if that is known."""
     drifts = len(statistics) == 1 and statistics[0].has_drift
     return Moments(hessian(statistics, spread), statistics[0].drift() if drifts else None)
 

@@ -1,17 +1,15 @@
-"""How the inputs of projections drift where the model before them is quantized: sums over pairs of activations."""
+"""How an input drifts where the weights before it are quantized: sums over pairs of activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from functools import partial
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.quant import Moments
+from onnx_tailor.quant import fit_drift
 
 Array = npt.NDArray[Any]
 _BAND = 256
@@ -25,13 +23,14 @@ class DriftSums:
         """Begin with nothing."""
         self._name = name
         self._hessian = np.zeros((columns, columns), np.float32)
-        self._drift: npt.NDArray[np.float32] | None = np.zeros((columns, columns), np.float32)
+        self._moved = np.zeros((columns, columns), np.float32)
         self._count = 0
+        self._paired = True
 
     def add(self, plain: Array, quantized: Array, pool: Executor) -> None:
         """Add every vector of `plain` and `quantized`, both [..., columns] of any float type.
 
-        Where they are not as many, as those that a router sends to an expert need not be, nothing is said of the drift.
+        Where they are not as many, as those that a router sends to an expert need not be, no drift is found.
 
         Raises:
             ModelError: an activation holds a NaN or an infinity.
@@ -40,30 +39,28 @@ class DriftSums:
         x, z = (np.ascontiguousarray(each.reshape(-1, columns), np.float32) for each in (plain, quantized))
         if not (np.isfinite(x).all() and np.isfinite(z).all()):
             raise ModelError(f"the input {self._name} holds a NaN or an infinity")
-        if self._drift is not None and len(x) != len(z):
-            self._drift = None
-        tasks: list[Callable[[int], None]] = [partial(_sum, self._hessian, z, z)]
-        if self._drift is not None:
-            tasks.append(partial(_sum, self._drift, x - z, z))
-        # Each band by one thread, so that sums are the same for any number of them.
-        for done in [pool.submit(task, first) for task in tasks for first in range(0, columns, _BAND)]:
-            done.result()
+        self._paired = self._paired and len(x) == len(z)
+        if not self._paired:
+            return
         self._count += len(z)
+        x -= z
+        tasks: list[Future[None]] = []
+        # Each band by one thread, so that sums are the same for any number of them.
+        for first in range(0, columns, _BAND):
+            tasks.append(pool.submit(_sum, self._hessian[first : first + _BAND, first:], z[:, first:], z[:, first:]))
+            tasks.append(pool.submit(_sum, self._moved[first : first + _BAND], x[:, first:], z))
+        for task in tasks:
+            task.result()
 
-    def moments(self) -> Moments:
-        """Return the means, and forget the sums: the memory is the result's."""
-        scale = np.float32(1 / max(1, self._count))
-        self._hessian *= scale
-        if self._drift is not None:
-            self._drift *= scale
-        return Moments(self._hessian, self._drift)
-
-    @property
-    def count(self) -> int:
-        """Vectors z that were added."""
-        return self._count
+    def drift(self) -> npt.NDArray[np.float32] | None:
+        """Return D [columns, columns], where x - z is about D z; None where the vectors are no pairs."""
+        if not self._paired or not self._count:
+            return None
+        hessian = np.triu(self._hessian) + np.triu(self._hessian, 1).T
+        scale = np.float32(1 / self._count)
+        return fit_drift(hessian * scale, self._moved * scale)
 
 
-def _sum(into: npt.NDArray[np.float32], first: Array, second: Array, start: int) -> None:
-    band = slice(start, start + _BAND)
-    into[band] += first[:, band].T @ second
+def _sum(into: Array, first: Array, second: Array) -> None:
+    """Add first^T @ second, of as many channels of `first` as `into` has rows."""
+    into += first[:, : len(into)].T @ second

@@ -5,8 +5,8 @@ and the inputs in order. Input number i has the entries `i.mean_square` float32 
 `i.hessian` float32 [K, K], the means of x^2 and of x x^T; `tokens` int64 [n, length] are the windows that the model ran
 on, and `token_counts` int64 [V] tells how often each row of the table was used.
 
-A run of `gptaq` makes another file of it, where some inputs are those z of the model that is being quantized, and have
-`i.drift` float32 [K, K], the mean of (x - z) z^T.
+A run of `gptaq` makes another file of it, where some inputs have `i.drift` float32 [K, K] as well: x - z is about that
+times z, their value in the model as it is being quantized.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class InputStatistics:
         return self._read("hessian", (self.columns, self.columns))
 
     def drift(self) -> npt.NDArray[np.float32]:
-        """Return the mean of (x - z) z^T [columns, columns]; the other means are then of z."""
+        """Return D [columns, columns]: x - z is about D z, where z is the input in the quantized model."""
         return self._read("drift", (self.columns, self.columns))
 
     def _read(self, what: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """Calibrate for `gptaq`: look at the inputs that projections have where what is before them is quantized already.
 
 The model runs once as it is and once with quantized weights, both segment by segment: when the inputs of some
-projections are known in both, their weights are rounded, and the next segment runs on what they yield.
+projections are known in both, so is their drift; their weights are rounded, and the next segment runs on what they
+yield.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnx_tailor.calibration import combine
 from onnx_tailor.calibration.drift import DriftSums
 from onnx_tailor.calibration.file import Calibration, InputStatistics, Writer, writing
 from onnx_tailor.calibration.in_memory import runner
@@ -31,12 +31,14 @@ from onnx_tailor.quant import Moments, dequantize
 from onnx_tailor.verify.session import LanguageModel
 from onnx_tailor.weights.factors import FactorCache, SharedFactor
 from onnx_tailor.weights.pool import workers
-from onnx_tailor.weights.quantize_job import Importance, QuantizeJob
+from onnx_tailor.weights.quantize_job import QuantizeJob
 from onnx_tailor.weights.tensors import WeightTensor
 
 __all__ = ["Rounding", "follow"]
 
 Array = npt.NDArray[Any]
+TOKENS = 24 << 10
+"""Tokens that the models run on, in windows from all over the calibration's: more tell little more of a drift."""
 _STATE, _OUTPUT = "onnx_tailor.state.", "onnx_tailor.next."
 
 
@@ -80,43 +82,45 @@ def follow(
         UsageError: the calibration cannot be read, or does not hold its tokens.
     """
     groups: dict[str, list[Rounding]] = {}
-    place = {value.name: at for at, node in enumerate(model.graph) for value in node.outputs}
     for each in roundings:
         if each.follows:
             groups.setdefault(each.activation, []).append(each)
-    names = sorted(groups, key=lambda name: place[name])
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    parts = segments(model, weighted, [values[name] for name in names])
-    windows = calibration.windows()
+    values = {value.name: value for node in model.graph for value in node.outputs if value.name in groups}
+    parts = segments(model, weighted, list(values.values()))
+    tokens = calibration.windows()
+    windows = tokens[:: max(1, -(-tokens.size // TOKENS))]
     walk = _Walk(model, windows, States(folder), progress)
     progress.start("following the quantized model", windows.size * 2 * len(parts), unit="tokens")
     with writing(out) as file:
         entries = _Entries(file)
-        for name, known in calibration.inputs.items():
-            if name not in groups:
-                entries.add(known, Moments(known.hessian()), known.mean_square(), known.count)
-        for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+        for number, (name, part) in enumerate(zip(values, parts, strict=True)):
             walk.round([each for each in roundings if not each.follows and each.nodes & part.nodes])
             walk.run(part)
-            known = calibration.inputs[name]
-            moments, count = walk.moments(name, known.columns)
-            entries.add(known, moments, np.diag(moments.hessian).copy(), count)
+            known = calibration.inputs[name or ""]
+            drift = walk.drift(known.name, known.columns)
+            entries.add(known, drift)
             ahead = frozenset[ir.Node]().union(*(later.nodes for later in parts[number + 1 :]))
             walk.forget(part.yields, ahead)
-            walk.round([_informed(each, moments) for each in groups[name] if each.nodes & ahead])
+            walk.round([_informed(each, drift) for each in groups[known.name] if each.nodes & ahead])
+        for name, known in calibration.inputs.items():
+            if name not in groups:
+                entries.add(known, None)
         header = {field: getattr(calibration, field) for field in ("model", "source", "random", "tokens", "skipped")}
-        file.add("tokens", windows)
+        file.add("tokens", tokens)
         file.add("token_counts", calibration.token_counts())
         file.header({**header, "hessians": True, "inputs": entries.written, "weights": calibration.weights})
 
 
-def _informed(rounding: Rounding, moments: Moments) -> Rounding:
-    """Return the rounding once its input is known."""
-    factor = SharedFactor(
-        rounding.activation, rounding.activation, lambda: moments, FactorCache(), drifts=moments.drift is not None
-    )
-    importance = Importance(combine.floored(np.diag(moments.hessian)))
-    return replace(rounding, job=replace(rounding.job, factor=factor, importance=importance))
+def _informed(rounding: Rounding, drift: npt.NDArray[np.float32] | None) -> Rounding:
+    """Return the rounding once the drift of its input is known."""
+    before = rounding.job.factor
+    assert before is not None
+
+    def load() -> Moments:
+        return before.load()._replace(drift=drift)
+
+    factor = SharedFactor(before.name, before.source, load, FactorCache(), drifts=drift is not None)
+    return replace(rounding, job=replace(rounding.job, factor=factor))
 
 
 class _Entries:
@@ -126,14 +130,14 @@ class _Entries:
         self._file = file
         self.written: list[dict[str, Any]] = []
 
-    def add(self, known: InputStatistics, moments: Moments, mean_square: Array, count: int) -> None:
+    def add(self, known: InputStatistics, drift: npt.NDArray[np.float32] | None) -> None:
         number = len(self.written)
-        self._file.add(f"{number}.mean_square", mean_square)
-        self._file.add(f"{number}.hessian", moments.hessian)
-        if moments.drift is not None:
-            self._file.add(f"{number}.drift", moments.drift)
-        entry = {"name": known.name, "columns": known.columns, "count": count, "drift": moments.drift is not None}
-        self.written.append(entry)
+        self._file.add(f"{number}.mean_square", known.mean_square())
+        self._file.add(f"{number}.hessian", known.hessian())
+        if drift is not None:
+            self._file.add(f"{number}.drift", drift)
+        found = {"name": known.name, "columns": known.columns, "count": known.count, "drift": drift is not None}
+        self.written.append(found)
 
 
 class _Walk:
@@ -174,14 +178,14 @@ class _Walk:
                     self._states.put(name, number, outputs[f"{_OUTPUT}{at}"], quantized=stands_for)
                 self._progress.advance(len(window) * (2 if alone else 1))
 
-    def moments(self, name: str, columns: int) -> tuple[Moments, int]:
-        """Return what is known of an input now, and of how many vectors."""
+    def drift(self, name: str, columns: int) -> npt.NDArray[np.float32] | None:
+        """Return how an input drifts; None where that cannot be told."""
         sums = DriftSums(name, columns)
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers()) as pool:
             for number in range(len(self._windows)):
                 plain, quantized = (self._states.get(name, number, quantized=each) for each in (False, True))
                 sums.add(plain, quantized, pool)
-        return sums.moments(), sums.count
+        return sums.drift()
 
     def forget(self, names: Iterable[str], ahead: frozenset[ir.Node]) -> None:
         """Keep only the values `names`, and the weights that a node of `ahead` reads."""

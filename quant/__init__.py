@@ -2,7 +2,7 @@
 
 from onnx_tailor.quant.format import Bits, BlockFormat, ErrorSums, Method, NonFiniteError, Quantized
 from onnx_tailor.quant.gptq import gptq
-from onnx_tailor.quant.hessian import Factor, Moments, factorize
+from onnx_tailor.quant.hessian import Factor, Moments, factorize, fit_drift
 from onnx_tailor.quant.quantize import dequantize, error_sums, quantize, weighted_error
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "dequantize",
     "error_sums",
     "factorize",
+    "fit_drift",
     "gptq",
     "quantize",
     "weighted_error",

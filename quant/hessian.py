@@ -12,18 +12,18 @@ DAMPING = 0.05
 """Of the mean diagonal, added to the diagonal: for texts that differ from the calibration's, and against rank loss."""
 _STRONGEST = 10.0
 SHARE = 0.5
-"""Of the drift of the inputs that the weights make up for; the rest differs from text to text."""
-_DRIFT_DAMPING = 0.2
-"""Of the mean diagonal, where weights are fitted to drifted inputs. With `SHARE` by measurement: docs/quality.md."""
+"""Of the drift that the weights make up for: what they learn of the rest does not hold for other texts."""
+DRIFT_DAMPING = 0.2
+"""Of the mean diagonal, where drift is fitted. Both by measurement: docs/quality.md."""
 
 
 class Moments(NamedTuple):
-    """What is known of the inputs x of a projection, or of the inputs z that it has where what is before is rounded."""
+    """What is known of the inputs x of a projection, which becomes z where the weights before it are quantized."""
 
     hessian: npt.NDArray[np.float32]
-    """[K, K]: the mean of x x^T, or of z z^T."""
+    """[K, K]: the mean of x x^T."""
     drift: npt.NDArray[np.float32] | None = None
-    """[K, K]: the mean of (x - z) z^T."""
+    """D [K, K], as `fit_drift` finds it: x - z is about D z."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Factor:
     upper: npt.NDArray[np.float32]
     """U [K, K], in that order: the upper Cholesky factor of the inverse of H, H^-1 = U^T U."""
     shift: npt.NDArray[np.float32] | None = None
-    """S [K, K]: weights W + W S yield of drifted inputs about what W yields of the others."""
+    """S [K, K]: W + W S are rounded in the place of the weights W, since their inputs drift."""
 
 
 def factorize(
@@ -45,9 +45,8 @@ def factorize(
 ) -> Factor:
     """Return the factor of a mean of x x^T [K, K]; channels that are always zero count as unrelated to the others.
 
-    A matrix that is not positive definite after damping is damped more. With the mean D of (x - z) z^T and that of
-    z z^T as H, the W' that brings W' z nearest to W x is W + W D H^-1 (least squares, as in GPTAQ, arXiv:2504.02692,
-    and Qronos, arXiv:2505.11695).
+    A matrix that is not positive definite after damping is damped more. Of W x = W z + W (x - z) the `drift` D tells
+    W + W D of z; the weights go a `SHARE` of that way.
 
     Raises:
         ValueError: it holds a NaN or an infinity, is zero, or is no matrix of second moments.
@@ -60,7 +59,7 @@ def factorize(
     if not mean > 0 or float(diagonal.min()) < 0:
         raise ValueError("its diagonal is not that of a mean of squares")
     full /= mean
-    shift = None if drift is None else _shift(full, drift.astype(np.float64) / mean)
+    shift = None if drift is None else _shift(drift)
     order = np.argsort(-diagonal, kind="stable")
     while damping < _STRONGEST:
         damped = full + np.diag(np.full(len(full), damping))
@@ -73,9 +72,23 @@ def factorize(
     raise ValueError("it is no matrix of second moments: it stays indefinite however much it is damped")
 
 
-def _shift(hessian: npt.NDArray[np.float64], drift: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Return S of a drift, both divided by the mean diagonal of the second moments."""
+def _shift(drift: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if not np.isfinite(drift).all():
         raise ValueError("its drift holds a NaN or an infinity")
-    damped = hessian + np.diag(np.full(len(hessian), _DRIFT_DAMPING))
-    return np.ascontiguousarray(SHARE * np.linalg.solve(damped, drift.T).T, np.float32)
+    return np.float32(SHARE) * drift
+
+
+def fit_drift(hessian: npt.NDArray[np.float32], moved: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return D [K, K] that brings D z nearest to x - z, by the means of z z^T and of (x - z) z^T, both [K, K].
+
+    D = M H^-1, damped: the least squares of GPTAQ (arXiv:2504.02692) and Qronos (arXiv:2505.11695), for all weights
+    that read the input. Zeros where z is always zero.
+
+    Raises:
+        ValueError: a mean holds a NaN or an infinity.
+    """
+    full = hessian.astype(np.float64)
+    if not (np.isfinite(full).all() and np.isfinite(moved).all()):
+        raise ValueError("it holds a NaN or an infinity")
+    full += np.diag(np.full(len(full), DRIFT_DAMPING * np.diag(full).mean() or 1.0))
+    return np.ascontiguousarray(np.linalg.solve(full, moved.T.astype(np.float64)).T, np.float32)

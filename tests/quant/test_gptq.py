@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_tailor.quant import BlockFormat, NonFiniteError, Quantized, dequantize, factorize, gptq, quantize
+from onnx_tailor.quant import BlockFormat, NonFiniteError, Quantized, dequantize, factorize, fit_drift, gptq, quantize
 from onnx_tailor.quant.gptq import _Grid
-from onnx_tailor.quant.hessian import SHARE
+from onnx_tailor.quant.hessian import DRIFT_DAMPING
 from onnx_tailor.quant.packing import codes_of, pack
 from onnx_tailor.quant.quantize import error_sums, unpack, zero_points_of
 
@@ -238,14 +238,13 @@ def test_weights_make_up_for_inputs_that_drift() -> None:
     rng = np.random.default_rng(5)
     x = inputs(96, 2000)
     z = x + 0.3 * x @ rng.standard_normal((96, 96)).astype(np.float32) / 10
-    drift = ((x - z).T @ z / len(z)).astype(np.float32)
-    plain, informed = factorize(moments(z)), factorize(moments(z), drift=drift)
-    assert informed.shift is not None
-    mean = np.diag(moments(z)).mean()
-    best = drift.astype(np.float64) / mean @ np.linalg.inv(moments(z) / mean + 0.2 * np.eye(96))
-    np.testing.assert_allclose(informed.shift, SHARE * best, atol=1e-5)
+    moved = ((x - z).T @ z / len(z)).astype(np.float32)
+    drift = fit_drift(moments(z), moved)
+    damped = moments(z) + DRIFT_DAMPING * np.diag(moments(z)).mean() * np.eye(96)
+    np.testing.assert_allclose(drift @ damped, moved, atol=1e-5 * np.abs(moved).max())
+    plain, informed = factorize(moments(x)), factorize(moments(x), drift=drift)
     weight, fmt = weights(12, 96), FORMATS[0]
-    importance = np.diag(moments(z)).copy()
+    importance = np.diag(moments(x)).copy()
     errors = []
     for factor in (plain, informed):
         found = gptq(weight, fmt, factor, importance)
@@ -267,6 +266,9 @@ def test_nan_in_a_drift_or_a_weight_that_makes_up_for_one() -> None:
     x = inputs(32, 100)
     with pytest.raises(ValueError, match="its drift holds a NaN"):
         factorize(moments(x), drift=np.full((32, 32), np.nan, np.float32))
+    with pytest.raises(ValueError, match="holds a NaN"):
+        fit_drift(moments(x), np.full((32, 32), np.nan, np.float32))
+    assert not fit_drift(np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)).any()
     weight = weights(4, 32)
     weight[2, 7] = np.inf
     with pytest.raises(NonFiniteError) as error:
