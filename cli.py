@@ -290,7 +290,7 @@ def calibrate(
         Path | None, typer.Option(help="The text's tokenizer.json; by default the one beside MODEL.")
     ] = None,
     tokens: Annotated[Path | None, typer.Option(help="Token ids in a text's place, a .npy file of integers.")] = None,
-    hessians: Annotated[bool, typer.Option("--hessians", help="Also what gptq needs: a larger file.")] = False,
+    hessians: Annotated[bool, typer.Option("--hessians", help="Also what gptq and gptaq need: a larger file.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -24,7 +24,7 @@ from onnx_tailor.verify import Tokens, from_npy, from_text
 from onnx_tailor.verify.metrics import LogitSums, logit_sums
 from onnx_tailor.verify.session import LanguageModel
 
-WITH_DATA = ("imatrix", "gptq")
+WITH_DATA = ("imatrix", "gptq", "gptaq", "best")
 """Words in a row that make it need a calibration."""
 
 

@@ -37,7 +37,7 @@ from onnx_tailor.weights.tensors import WeightTensor
 __all__ = ["Rounding", "follow"]
 
 Array = npt.NDArray[Any]
-TOKENS = 24 << 10
+TOKENS = 32 << 10
 """Tokens that the models run on, in windows from all over the calibration's: more tell little more of a drift."""
 _STATE, _OUTPUT = "onnx_tailor.state.", "onnx_tailor.next."
 

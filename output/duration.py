@@ -26,7 +26,7 @@ def expected_seconds(job: Job) -> float | None:
     A tile of the largest weight of each kind of work is computed twice, and the second time counts.
 
     Returns:
-        Seconds; None with `gptq`, whose factorization is too much work to try.
+        Seconds; None with `gptq` and `gptaq`, whose factorization is too much work to try.
 
     Raises:
         ModelError: a tile cannot be read or computed.

@@ -46,6 +46,8 @@ def _informed(prepared: Pass, model: TailorModel, circumstances: Circumstances) 
     followed = [each for each in roundings if each.follows]
     if not followed:
         return prepared
+    if circumstances.dry_run:
+        return _as_gptq(prepared, followed, "a dry run does not find out how inputs drift")
     require_here(model)
     if data.calibration.random:
         return _as_gptq(prepared, followed, "random tokens do not show how inputs drift")

@@ -150,7 +150,7 @@ class Quantize(Pass):
             from onnx_tailor.passes.automatic_bits import with_explicit_bits
 
             prepared = with_explicit_bits(passes, models, circumstances, own_calibration=calibrates)
-        if "gptaq" not in found.methods() or circumstances.dry_run:
+        if "gptaq" not in found.methods():
             return prepared
         from onnx_tailor.passes.followed_inputs import with_drift
 

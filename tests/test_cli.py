@@ -155,7 +155,7 @@ def test_passes_lists_and_documents() -> None:
     listed = call("passes").stdout
     assert all(name in listed for name in PASSES)
     shown = call("passes", "quantize").stdout
-    assert "method: rtn | k_quant | imatrix | gptq | best | rtn_last | k_quant_last | k_quant_mixed" in shown
+    assert "method: rtn | k_quant | imatrix | gptq | gptaq | best | rtn_last | k_quant_last | k_quant_mixed" in shown
     assert "symmetric: true | false  (default false)" in shown
     assert "calibration: path | null  (default null)" in shown
     (found,) = json.loads(call("passes", "tie-embeddings", "--json").stdout)["passes"]

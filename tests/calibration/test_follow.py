@@ -142,6 +142,16 @@ def test_random_tokens_are_no_reason_to_move_weights(tmp_path: Path) -> None:
     assert all("as gptq, since random tokens do not show how inputs drift" in what for what in whats)
 
 
+def test_a_dry_run_says_what_it_does_not_know(tmp_path: Path) -> None:
+    path = source(tmp_path)
+    file = tmp_path / "r.yaml"
+    file.write_text("recipe: 1\npasses: [quantize: {method: gptaq, calibration: c.npz}]\n")
+    report = pipeline.run(recipe.load(str(file)), path, tmp_path / "out", dry_run=True)
+    whats = [change.what for each in report.passes for change in each.changes]
+    assert len(whats) == 4
+    assert all("as gptq, since a dry run does not find out how inputs drift" in what for what in whats)
+
+
 def test_a_model_that_cannot_be_cut_is_quantized_by_gptq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise ModelError("no segment of it runs")
