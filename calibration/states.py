@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from onnx_tailor.errors import ModelError
+
 __all__ = ["States"]
 
 Array = npt.NDArray[Any]
@@ -31,9 +33,17 @@ class States:
         self._kept: dict[tuple[str, int, bool], _Kept] = {}
 
     def put(self, name: str, window: int, value: Array, *, quantized: Iterable[bool]) -> None:
-        """Keep a value, of the model as it is, of the quantized one, or of both where they are the same."""
+        """Keep a value, of the model as it is, of the quantized one, or of both where they are the same.
+
+        Raises:
+            ModelError: there is no room for it.
+        """
         kept = _Kept(self._folder / str(next(self._numbers)), value.dtype, value.shape)
-        np.ascontiguousarray(value).reshape(-1).view(np.uint8).tofile(kept.path)
+        try:
+            np.ascontiguousarray(value).reshape(-1).view(np.uint8).tofile(kept.path)
+        except OSError as error:
+            where = self._folder.parent.parent
+            raise ModelError(f"values between its segments cannot be kept in {where}: {error.strerror}") from error
         for each in quantized:
             self._kept[name, window, each] = kept
 

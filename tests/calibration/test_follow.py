@@ -204,6 +204,8 @@ def test_values_between_segments(tmp_path: Path) -> None:
         found = states.get("both", number, quantized=True)
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
+    with pytest.raises(ModelError, match=r"cannot be kept in .*: No such file"):
+        States(tmp_path / "gone").put("x", 0, np.ones(1), quantized=[True])
     assert states.same(["both"])
     assert not states.same(["both", "one"])
     states.forget_all_but(["one"])
