@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import handmade
+import numpy as np
 import pytest
 from blake3 import blake3
 from typer.testing import CliRunner, Result
@@ -386,10 +387,32 @@ def test_a_run_that_calibrates_itself_goes_on_where_it_was(tmp_path: Path, model
     with Counting() as whole:
         assert call("run", method, model, "-o", tmp_path / "again").exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
-        failing_after(patch, 5, KeyboardInterrupt())
+        failing_after(patch, 20, KeyboardInterrupt())
         assert call("run", method, model, "-o", out).exit_code == 130
     with Counting() as rest:
         resumed = call("run", method, model, "-o", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert handmade.contents(out) == expected
     assert 0 < len(rest) < len(whole)
+
+
+def test_a_run_that_follows_the_quantized_model_goes_on_where_it_was(tmp_path: Path) -> None:
+    """It follows again, and finds the same drift, though its files lie in another place."""
+    model = handmade.decoder(tmp_path / "in" / "model.onnx", columns=128)
+    tokens, known, gptaq = tmp_path / "tokens.npy", tmp_path / "c.npz", tmp_path / "gptaq.yaml"
+    np.save(tokens, np.random.default_rng(0).integers(0, handmade.VOCABULARY, (8, 32)))
+    assert call("calibrate", model, "--tokens", tokens, "--hessians", "-o", known).exit_code == 0
+    gptaq.write_text("recipe: 1\npasses:\n  - quantize: {method: gptaq, calibration: c.npz, block_size: 32}\n")
+    expected, out = clean(model, str(gptaq)), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        failing_after(patch, 30, KeyboardInterrupt())
+        assert call("run", gptaq, model, "-o", out).exit_code == 130
+    with Counting() as whole:
+        assert call("run", gptaq, model, "-o", tmp_path / "again").exit_code == 0
+    with Counting() as rest:
+        resumed = call("run", gptaq, model, "-o", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert handmade.contents(out) == expected
+    assert 0 < len(rest) < len(whole)
+    made = json.loads((out / "tailor-report.json").read_text())["passes"][0]["changes"]
+    assert "gptaq" in {change["details"]["method"] for change in made}
