@@ -25,7 +25,7 @@ from onnx_tailor.passes.point_types import PointType, are_floats, check_points, 
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select, split
+from onnx_tailor.passes.selectors import DEFAULT_BLOCK, NodeRule, Selectable, Setting, layer_set, select, split
 from onnx_tailor.passes.set_weights import QuantizedInSet
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
@@ -72,9 +72,9 @@ class Quantize(Pass):
     token on a bundled text."""
     plan: str | None = None
     """For `bits: auto`: a file to write with the choice as a recipe, to be read, edited and repeated."""
-    block_size: int | Literal["auto"] = 32
+    block_size: int | Literal["auto"] | None = None
     """Weights along the input dimension that share a scale: a power of two from 16 to 256. `auto` lets `bits: auto`
-    choose it as well."""
+    choose it as well. Without it 32, or `auto` for `best` with a goal on a target to which all sizes are alike."""
     symmetric: bool = False
     """Without zero points: a little smaller, a little less exact, right in more kernels."""
     zero_points: PointType = "integer"
@@ -112,7 +112,7 @@ class Quantize(Pass):
         if self.block_size == "auto":
             if goal is None:
                 raise OptionError("`block_size: auto` is for `bits: auto`", key=("block_size",))
-        else:
+        elif self.block_size is not None:
             _check_block_size(self.block_size, ("block_size",))
         check_points(self)
         for pattern, rule in self.nodes.items():
@@ -138,7 +138,7 @@ class Quantize(Pass):
             ModelError: a model cannot be run.
             OptionError: the goal cannot be reached, or a pattern of `nodes` matches no weight of the set.
         """
-        found = self._explicit_method()
+        found = self._explicit_method(circumstances.target)
         passes = found._for_each(models)
         calibrates = found.calibration is None and bool(found.methods() & DATA_METHODS)
         if calibrates and (found.bits == "auto" or not circumstances.dry_run):
@@ -167,15 +167,21 @@ class Quantize(Pass):
             passes = [each if each.methods() & DATA_METHODS else replace(each, calibration=None) for each in passes]
         return passes
 
-    def _explicit_method(self) -> Quantize:
+    def _explicit_method(self, target: Target) -> Quantize:
         """Return what `best` stands for."""
         if self.method != "best":
             return self
-        goal = parse_goal(self.budget, self.size, self.kl) is not None
         scales = self.scales or "float16"
-        if goal:
-            return replace(self, method="gptaq", scales=scales, bits="auto")
-        return replace(self, method="gptaq", scales=scales)
+        if parse_goal(self.budget, self.size, self.kl) is None:
+            return replace(self, method="gptaq", scales=scales)
+        any_block = target.any_block and self.format == "nbits"
+        block = self.block_size or ("auto" if any_block else None)
+        return replace(self, method="gptaq", scales=scales, bits="auto", block_size=block)
+
+    @property
+    def settled_block(self) -> int:
+        """The size of blocks where no rule names one and none is chosen."""
+        return self.block_size if isinstance(self.block_size, int) else DEFAULT_BLOCK
 
     def methods(self) -> set[str]:
         """Return every method that the recipe names."""
@@ -296,7 +302,7 @@ class Quantize(Pass):
         points = rule.zero_points or self.zero_points
         return BlockFormat(
             bits=bits,  # type: ignore[arg-type]  # the words leave a weight as it is, or are gone since `prepare`
-            block_size=rule.block_size or self.block_size,  # type: ignore[arg-type]
+            block_size=rule.block_size or self.settled_block,
             symmetric=symmetric,
             scale_dtype="float16" if narrow else SCALE_TYPES[dtype],
             float_points=are_floats(points, bits, symmetric=symmetric, gathered=gathered),

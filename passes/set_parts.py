@@ -210,8 +210,7 @@ def _whole_tensors(part: Part) -> Iterator[tuple[Window, Blob]]:
 
 def exactly(options: Quantize, nodes: Mapping[str, Setting | NodeRule]) -> Quantize:
     """Return the pass as it is to run, with these settings of nodes."""
-    size = 32 if options.block_size == "auto" else options.block_size
-    settled = replace(options, bits=4, budget=None, size=None, kl=None, plan=None, block_size=size)
+    settled = replace(options, bits=4, budget=None, size=None, kl=None, plan=None, block_size=options.settled_block)
     return replace(settled, nodes=nodes)
 
 

@@ -11,7 +11,7 @@ from onnx_tailor.graph.meaning.mixtures import FC1, Mixture
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData
 from onnx_tailor.passes.quantize_mixture import match_mixture
 from onnx_tailor.passes.quantize_weight import stored_bytes
-from onnx_tailor.passes.selectors import NodeRule, Rules
+from onnx_tailor.passes.selectors import DEFAULT_BLOCK, NodeRule, Rules
 from onnx_tailor.quant.format import Bits
 from onnx_tailor.report import Skip
 from onnx_tailor.weights.quantize_job import QuantizeJob
@@ -52,7 +52,7 @@ def weigh_all(
 
 def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
     """Return the forms to choose from, and the one to measure in."""
-    block = rule.block_size or options.block_size
+    block = rule.block_size or options.block_size or DEFAULT_BLOCK
     if block == "auto":
         forms: tuple[Form, ...] = _FORMS
         measured = _MEASURED

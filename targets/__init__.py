@@ -106,6 +106,8 @@ class Target:
     """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
     float_points_cost: str = ""
     """What a MatMulNBits with float zero points costs; "" where no more than with integers, or nothing is known."""
+    any_block: bool = False
+    """Products take about as long whatever the size of their weights' blocks, so that one may choose by error alone."""
     unpacks: str = ""
     """What it costs that a MatMulNBits of any bits makes floats of its whole weight; "" where a kernel reads codes."""
 
@@ -158,6 +160,7 @@ def _target(name: str, raw: Mapping[str, Any], data: Mapping[str, Any], everywhe
         one_copy=any(part.get("one_copy", False) for part in parts),
         repacks=all(part.get("repacks", False) for part in parts if "all_of" not in part),
         bfloat16=all(part.get("bfloat16", False) for part in parts if "all_of" not in part),
+        any_block=all(part.get("any_block", False) for part in parts if "all_of" not in part),
         **{name: _first(parts, name) for name in _REASONS},
     )
 

@@ -387,7 +387,7 @@ def test_a_run_that_calibrates_itself_goes_on_where_it_was(tmp_path: Path, model
     with Counting() as whole:
         assert call("run", method, model, "-o", tmp_path / "again").exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
-        failing_after(patch, 20, KeyboardInterrupt())
+        failing_after(patch, 5, KeyboardInterrupt())
         assert call("run", method, model, "-o", out).exit_code == 130
     with Counting() as rest:
         resumed = call("run", method, model, "-o", out, "--resume")

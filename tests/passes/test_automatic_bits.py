@@ -32,10 +32,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tailor(source: Path, out: Path, options: str) -> Report:
+def tailor(source: Path, out: Path, options: str, target: str = "cpu") -> Report:
     file = source.with_name(f"{out.name}.yaml")
     file.write_text(f"recipe: 1\npasses: [tie-embeddings, quantize: {{{options}}}]\n")
-    return pipeline.run(recipe.load(str(file)), source, out)
+    return pipeline.run(recipe.load(str(file)), source, out, target=target)
 
 
 def bits(report: Report) -> dict[str, int]:
@@ -100,9 +100,9 @@ def test_mistakes(source: Path, tmp_path: Path, options: str, message: str) -> N
 
 
 def test_best_is_one_line(source: Path, tmp_path: Path) -> None:
-    """gptq with float16 scales and bits by measurement, here with the blocks; its plan gives the same file."""
+    """gptq with float16 scales, bits and blocks by measurement; its plan gives the same file."""
     plan = tmp_path / "plan.yaml"
-    options = f'method: best, budget: 4.9 bpw, block_size: auto, calibration: c.npz, plan: "{plan}"'
+    options = f'method: best, budget: 4.9 bpw, calibration: c.npz, plan: "{plan}"'
     first = tailor(source, tmp_path / "first", options)
     assert 4.5 < first.after.bits_per_weight <= 4.9
     found = [change.details for each in first.passes if each.name == "quantize" for change in each.changes]
@@ -112,6 +112,26 @@ def test_best_is_one_line(source: Path, tmp_path: Path) -> None:
     data = [(tmp_path / name / "model.onnx.data").read_bytes() for name in ("first", "second")]
     assert data[0] == data[1]
     assert "scales: float16" in plan.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "target"), [("", "webgpu"), ("", "portable"), (", block_size: 32", "cpu"), (", format: qdq", "cpu")]
+)
+def test_best_keeps_blocks_of_32_where_others_may_be_slower_or_one_size_is_asked_for(
+    source: Path, tmp_path: Path, options: str, target: str
+) -> None:
+    report = tailor(source, tmp_path / "out", f"method: best, budget: 5 bpw, calibration: c.npz{options}", target)
+    found = [change.details for each in report.passes if each.name == "quantize" for change in each.changes]
+    assert {each["block_size"] for each in found} == {32}
+    assert len({each["bits"] for each in found}) > 1
+
+
+def test_a_weight_whose_bits_are_given_has_blocks_of_32_where_others_are_chosen(source: Path, tmp_path: Path) -> None:
+    options = 'method: k_quant, bits: auto, block_size: auto, budget: 5 bpw, nodes: {"role:v": 8}'
+    report = tailor(source, tmp_path / "out", options)
+    found = [change.details for each in report.passes if each.name == "quantize" for change in each.changes]
+    assert {(each["bits"], each["block_size"]) for each in found if each["role"] == "v"} == {(8, 32)}
+    assert len({each["block_size"] for each in found}) > 1
 
 
 def test_best_without_a_goal_has_four_bits(source: Path, tmp_path: Path) -> None:
