@@ -25,7 +25,7 @@ from onnx_tailor.passes.point_types import PointType, are_floats, check_points, 
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
-from onnx_tailor.passes.selectors import DEFAULT_BLOCK, NodeRule, Selectable, Setting, layer_set, select, split
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select, split
 from onnx_tailor.passes.set_weights import QuantizedInSet
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
@@ -37,6 +37,7 @@ _UNKNOWN = {
     name: f"a dry run does not calibrate, and so knows nothing of {name}, nor of the time and memory that it takes"
     for name in DATA_METHODS
 }
+_DEFAULT_BLOCK = 32
 _MIXED_ROLES = frozenset({"qkv", "kv", "v", "down"})
 
 
@@ -181,7 +182,7 @@ class Quantize(Pass):
     @property
     def settled_block(self) -> int:
         """The size of blocks where no rule names one and none is chosen."""
-        return self.block_size if isinstance(self.block_size, int) else DEFAULT_BLOCK
+        return self.block_size if isinstance(self.block_size, int) else _DEFAULT_BLOCK
 
     def methods(self) -> set[str]:
         """Return every method that the recipe names."""

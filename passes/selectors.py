@@ -13,8 +13,6 @@ from onnx_tailor.graph.meaning.roles import Place
 
 Bits = Literal[2, 4, 8]
 Setting = Literal[2, 4, 8, "float", "skip"]
-DEFAULT_BLOCK = 32
-"""Weights that share a scale where nothing is said."""
 
 
 class Selectable(Hashable, Protocol):

@@ -11,7 +11,7 @@ from onnx_tailor.graph.meaning.mixtures import FC1, Mixture
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData
 from onnx_tailor.passes.quantize_mixture import match_mixture
 from onnx_tailor.passes.quantize_weight import stored_bytes
-from onnx_tailor.passes.selectors import DEFAULT_BLOCK, NodeRule, Rules
+from onnx_tailor.passes.selectors import NodeRule, Rules
 from onnx_tailor.quant.format import Bits
 from onnx_tailor.report import Skip
 from onnx_tailor.weights.quantize_job import QuantizeJob
@@ -52,11 +52,11 @@ def weigh_all(
 
 def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
     """Return the forms to choose from, and the one to measure in."""
-    block = rule.block_size or options.block_size or DEFAULT_BLOCK
-    if block == "auto":
+    if options.block_size == "auto" and rule.block_size is None:
         forms: tuple[Form, ...] = _FORMS
         measured = _MEASURED
     else:
+        block = rule.block_size or options.settled_block
         forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)
         measured = Form(4, block)
     if options.format == "qdq":  # which has no 2 bits

@@ -102,12 +102,12 @@ class Target:
     """Which build of the target multiplies wrongly by rows that end inside a block; "" where none does."""
     repacks: bool = False
     """Weights of products are repacked at load and let go of, so that no folded one stays beside them."""
+    any_block: bool = False
+    """Products take about as long whatever the size of their weights' blocks, so that one may choose by error alone."""
     integer_kernels: str = ""
     """What an 8-bit MatMulNBits without accuracy_level 4 costs; "" where it makes no difference."""
     float_points_cost: str = ""
     """What a MatMulNBits with float zero points costs; "" where no more than with integers, or nothing is known."""
-    any_block: bool = False
-    """Products take about as long whatever the size of their weights' blocks, so that one may choose by error alone."""
     unpacks: str = ""
     """What it costs that a MatMulNBits of any bits makes floats of its whole weight; "" where a kernel reads codes."""
 

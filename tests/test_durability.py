@@ -380,20 +380,26 @@ def test_two_runs_write_the_same_bytes_wherever_they_write(tmp_path: Path, model
     assert handmade.contents(tmp_path / "other") == clean(model)
 
 
-@pytest.mark.parametrize("method", ["gptq", "imatrix"])
-def test_a_run_that_calibrates_itself_goes_on_where_it_was(tmp_path: Path, model: Path, method: str) -> None:
-    """It calibrates again, and finds the same: what was written counts."""
-    expected, out = clean(model, method), tmp_path / "out"
+def resumed_after(tasks: int, model: Path, recipe: str) -> Path:
+    """Interrupt a run after so many tasks, see that resuming it does the rest and writes the same; return where."""
+    expected, out = clean(model, recipe), model.parent.parent / "out"
     with Counting() as whole:
-        assert call("run", method, model, "-o", tmp_path / "again").exit_code == 0
+        assert call("run", recipe, model, "-o", out.with_name("again")).exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
-        failing_after(patch, 5, KeyboardInterrupt())
-        assert call("run", method, model, "-o", out).exit_code == 130
+        failing_after(patch, tasks, KeyboardInterrupt())
+        assert call("run", recipe, model, "-o", out).exit_code == 130
     with Counting() as rest:
-        resumed = call("run", method, model, "-o", out, "--resume")
+        resumed = call("run", recipe, model, "-o", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert handmade.contents(out) == expected
     assert 0 < len(rest) < len(whole)
+    return out
+
+
+@pytest.mark.parametrize("method", ["gptq", "imatrix"])
+def test_a_run_that_calibrates_itself_goes_on_where_it_was(model: Path, method: str) -> None:
+    """It calibrates again, and finds the same: what was written counts."""
+    resumed_after(5, model, method)
 
 
 def test_a_run_that_follows_the_quantized_model_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -403,16 +409,6 @@ def test_a_run_that_follows_the_quantized_model_goes_on_where_it_was(tmp_path: P
     np.save(tokens, np.random.default_rng(0).integers(0, handmade.VOCABULARY, (8, 32)))
     assert call("calibrate", model, "--tokens", tokens, "--hessians", "-o", known).exit_code == 0
     gptaq.write_text("recipe: 1\npasses:\n  - quantize: {method: gptaq, calibration: c.npz, block_size: 32}\n")
-    expected, out = clean(model, str(gptaq)), tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        failing_after(patch, 30, KeyboardInterrupt())
-        assert call("run", gptaq, model, "-o", out).exit_code == 130
-    with Counting() as whole:
-        assert call("run", gptaq, model, "-o", tmp_path / "again").exit_code == 0
-    with Counting() as rest:
-        resumed = call("run", gptaq, model, "-o", out, "--resume")
-    assert resumed.exit_code == 0, resumed.output
-    assert handmade.contents(out) == expected
-    assert 0 < len(rest) < len(whole)
+    out = resumed_after(30, model, str(gptaq))
     made = json.loads((out / "tailor-report.json").read_text())["passes"][0]["changes"]
     assert "gptaq" in {change["details"]["method"] for change in made}
