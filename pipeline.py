@@ -15,6 +15,7 @@ from onnx_tailor.cluster.choose import THREADS, executor_of
 from onnx_tailor.errors import ModelError, OptionError, UsageError
 from onnx_tailor.graph.file.annotations import forget_named_sizes
 from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.places import onnx_files
 from onnx_tailor.graph.file.size import measure
 from onnx_tailor.graph.meaning.heads import Head, QuantizedHead, find_heads
 from onnx_tailor.graph.meaning.inspection import Inspection, inspect_model
@@ -23,7 +24,6 @@ from onnx_tailor.output.arrangement import Client, arrange
 from onnx_tailor.output.digests import Digests
 from onnx_tailor.output.forecast import forecast
 from onnx_tailor.output.local import LocalFolder
-from onnx_tailor.output.places import onnx_files
 from onnx_tailor.output.work import Folder, working
 from onnx_tailor.output.write import Check, Job, write_output
 from onnx_tailor.passes.base import Circumstances, Pass

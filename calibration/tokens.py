@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnx_tailor.errors import UsageError
+from onnx_tailor.graph.file.places import home
 from onnx_tailor.verify.facts import positions, reads_tokens
 from onnx_tailor.verify.session import LanguageModel
 from onnx_tailor.verify.tokens import Tokens, from_npy, from_text, random_tokens
@@ -29,7 +30,7 @@ def choose(
         if text is not None or tokenizer is not None:
             raise UsageError("--tokens excludes --text and --tokenizer; the ids are final")
         return from_npy(tokens, length)
-    beside = model.parent / "tokenizer.json"
+    beside = home(model) / "tokenizer.json"
     if text is None and tokenizer is None:
         if not reads_tokens(model):
             return random_tokens(2, windows=1, length=length)  # every window would give the same
@@ -46,7 +47,7 @@ def unseen(model: Path) -> Tokens:
     Raises:
         UsageError: the tokenizer cannot be read.
     """
-    beside, length = model.parent / "tokenizer.json", _length(model)
+    beside, length = home(model) / "tokenizer.json", _length(model)
     if not reads_tokens(model):
         return random_tokens(2, windows=1, length=length, seed=1)
     if beside.is_file():

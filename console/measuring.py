@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_tailor import verify
 from onnx_tailor.errors import ModelError, UsageError
-from onnx_tailor.output.places import home, onnx_files
+from onnx_tailor.graph.file.places import home, onnx_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -70,8 +70,8 @@ class TailorModel:
         self._names.add(candidate)
         return candidate
 
-    def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """Register `tensor` in the main graph, where every subgraph sees it, and return its value."""
+    def initializer(self, tensor: ir.TensorProtocol, name: str, graph: ir.Graph | None = None) -> ir.Value:
+        """Register `tensor` in `graph`, by default the main one, where every subgraph sees it, and return its value."""
         name = self.fresh(name)
         if isinstance(tensor, WeightTensor):
             tensor = tensor.renamed(name)
@@ -79,7 +79,7 @@ class TailorModel:
             tensor.name = name
         shape = ir.Shape(tensor.shape.numpy())
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
+        (graph or self.graph).register_initializer(value)
         return value
 
     def int64s(self, values: Sequence[int], name: str) -> ir.Value:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from onnx_tailor.errors import ModelError
+from onnx_tailor.graph.file.places import ONNX, home
 from onnx_tailor.graph.file.save import Storage, plan_storage
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.output import transformers_js
 from onnx_tailor.output.companions import Companion, companions, name_models
-from onnx_tailor.output.places import ONNX, home
 
 Client = Literal["transformers.js"]
 

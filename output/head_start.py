@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from onnx_tailor.output.places import onnx_files
+from onnx_tailor.graph.file.places import onnx_files
 from onnx_tailor.weights.digest import Hashing
 
 __all__ = ["HeadStart"]

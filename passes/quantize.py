@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import ModelError, OptionError
 from onnx_tailor.graph.constants import FLOATS, is_constant
-from onnx_tailor.graph.file.opset import raise_opset
+from onnx_tailor.graph.file.opset import obstacle, raise_opset
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
@@ -196,7 +196,7 @@ class Quantize(Pass):
             ModelError: `k_quant_mixed` on a model whose layers cannot be told.
         """
         if self.format == "qdq":
-            reason = raise_opset(model, OPSET)
+            reason = obstacle(model, OPSET)
             if reason is not None:
                 yield Skip(where=model.path.name, reason=f"DequantizeLinear has blocks from opset {OPSET} on; {reason}")
                 return
@@ -218,6 +218,9 @@ class Quantize(Pass):
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
             found = self.match(candidate, rules.get(candidate), layers, data, in_set)
+            raised = raise_opset(model, OPSET) if self.format == "qdq" and not isinstance(found, Skip) else None
+            if raised is not None:
+                yield raised
             done = found if isinstance(found, Skip) else self._rewrite(model, target, candidate, found)
             yield replace(done, details={**told, **done.details})
         for mixture in mixtures:
@@ -233,10 +236,13 @@ class Quantize(Pass):
         in_set: QuantizedInSet,
     ) -> QuantizeJob | Skip:
         """Decide how one weight is stored; edits nothing."""
+        unshared = "that no head shares"
         if rule is None and candidate.tables and not candidate.projections:
             known = in_set.find(candidate.matrix.view)
-            if known is not None and not known[0].format.float_points:
+            if known is not None and self._holds_rows(candidate, known[0]):
                 return replace(known[0], name=candidate.matrix.name)
+            if known is not None:
+                unshared = f"whose head in {known[1]} is stored in a form of which no rows can be gathered"
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
         if bits in {"float", "skip"}:
@@ -259,7 +265,7 @@ class Quantize(Pass):
         if not (candidate.projections or candidate.stacks) and rule.bits is None and not self.embeddings:
             return Skip(
                 where=candidate.name,
-                reason="a token table that no head shares; `embeddings: true` or an entry of `nodes` quantizes it",
+                reason=f"a token table {unshared}; `embeddings: true` or an entry of `nodes` quantizes it",
             )
         method = rule.method or self.method.removesuffix("_last").removesuffix("_mixed")
         chosen = Choice("rtn" if method == "rtn" else "k_quant")
@@ -284,6 +290,12 @@ class Quantize(Pass):
         if after >= candidate.matrix.view.nbytes:
             return Skip(where=candidate.name, reason=f"{after} bytes quantized, {job.view.nbytes} as it is")
         return job
+
+    def _holds_rows(self, candidate: Candidate, job: QuantizeJob) -> bool:
+        """Whether rows of a token table can be gathered as another file of the set stores them."""
+        if self.format == "qdq":
+            return not job.format.symmetric and match_qdq(candidate, job) is None
+        return not job.format.float_points
 
     def _rewrite(self, model: TailorModel, target: Target, candidate: Candidate, job: QuantizeJob) -> Change:
         if self.format == "qdq":

@@ -12,7 +12,7 @@ from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import Matrix
 from onnx_tailor.graph.meaning.heads import NoHead, QuantizedHead, find_heads
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
-from onnx_tailor.graph.projections import Projection, wrap_gemm
+from onnx_tailor.graph.projections import Projection, match_projection, wrap_gemm
 from onnx_tailor.graph.tables.token_tables import Table, find_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.tie_quantized import tie_quantized, unchanged
@@ -44,7 +44,7 @@ class TieEmbeddings(Pass):
         Raises:
             ModelError: `required` is set and no head is tied when the pass ends.
         """
-        tables, heads = find_tables(model), find_heads(model)
+        heads = find_heads(model)
         results: list[Change | Skip] = []
         for head in heads:
             where = head.output.name or ""
@@ -56,7 +56,9 @@ class TieEmbeddings(Pass):
             if head.projection.node.graph is None:
                 results.append(Skip(where=where, reason="its head is another output's, tied above"))
                 continue
-            found = match(head.projection, tables, force=self.force)
+            projection = match_projection(head.projection.node)  # anew: a rewrite moves Gathers
+            assert isinstance(projection, Projection)
+            found = match(projection, find_tables(model), force=self.force)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))
         quantized = list(tie_quantized(model, target))
         results += quantized or [unchanged(model, head.node) for head in heads if isinstance(head, QuantizedHead)]
@@ -100,10 +102,8 @@ def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied |
         return Skip(where=where, reason=f"no token table has the head's shape {list(head.shape)} (tables: {shapes})")
     results = [(table, _compare(table.matrix, head)) for table in fitting]
     equal = [(table, result) for table, result in results if result.equal]
-    first, result = next(
-        ((t, r) for t, r in (equal or results) if r.equal_rounded or force),
-        min(results, key=lambda each: each[1].largest),
-    )
+    rounded = [(table, result) for table, result in results if result.equal_rounded]
+    first, result = (equal or rounded or [min(results, key=lambda each: each[1].largest)])[0]
     if not result.equal_rounded and not force:
         return _different(where, first, head, result)
     # Copies that are exactly the head's values are one table, however many there are.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_tailor.errors import ModelError, TailorError, innermost
+from onnx_tailor.graph.file.places import onnx_files
 from onnx_tailor.output.companions import is_companion
-from onnx_tailor.output.places import onnx_files
 from onnx_tailor.remote import Place, Url
 from onnx_tailor.weights.files import DataFile
 

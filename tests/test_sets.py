@@ -150,6 +150,32 @@ def test_the_table_of_an_encoder_is_quantized_with_the_head_that_it_is(tmp_path:
     assert codes / 2 < (tmp_path / "out" / "weights.data").stat().st_size < 1.3 * codes
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_table_of_one_file_and_the_head_of_another_in_standard_operators(tmp_path: Path, symmetric: bool) -> None:
+    """Rows are unpacked from unsigned codes, whatever the head has."""
+    encoder(tmp_path / "embed_tokens.onnx")
+    head = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "W"], ["logits"])],
+        "head",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", handmade.WIDTH])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", handmade.VOCABULARY])],
+        [numpy_helper.from_array(np.ascontiguousarray(handmade.table().T), "W")],
+    )
+    onnx.save(helper.make_model(head, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "decoder.onnx")
+    recipe = tmp_path / "r.yaml"
+    options = f"bits: 8, format: qdq, symmetric: {str(symmetric).lower()}"
+    recipe.write_text(f"recipe: 1\npasses:\n  - quantize: {{{options}}}\n")
+    report = json.loads(run(str(recipe), tmp_path, tmp_path / "out", "--json").stdout)
+    reasons = [skip["reason"] for skip in report["passes"][1]["skips"]]
+    assert [("whose head in decoder.onnx is stored" in reason) for reason in reasons] == [True] * symmetric
+    ids = {"input_ids": np.array([[0, 5, 95]])}
+    before, after = (
+        onnxruntime.InferenceSession(str(folder / "embed_tokens.onnx")).run(None, ids)[0]
+        for folder in (tmp_path, tmp_path / "out")
+    )
+    assert np.abs(after - before).max() < 0.02
+
+
 def test_a_data_file_for_each_model(tmp_path: Path, folder: Path) -> None:
     run("tie", folder, tmp_path / "out", "--data-per-model")
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "out").glob("*.data")}
@@ -199,6 +225,16 @@ def test_a_shard_size_that_cannot_be_kept(tmp_path: Path, size: str, message: st
     assert result.exit_code == 2
     assert message in result.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_part_of_one_models_weights_with_the_name_of_anothers(tmp_path: Path) -> None:
+    for name, data in (("a", "w"), ("b", "w_1")):
+        handmade.decoder(tmp_path / "in" / f"{name}.onnx", data=data, rows=500)
+    options = ["-o", tmp_path / "out", "--data-per-model", "--max-shard-size", "130kB"]
+    result = call("run", "tie", tmp_path / "in", *options)
+    assert result.exit_code == 2
+    assert "w_1: would be the name of a part of w and of other weights" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_forecast_is_what_is_written(tmp_path: Path, folder: Path) -> None:

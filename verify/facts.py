@@ -1,4 +1,4 @@
-"""Sizes that the inputs and outputs leave symbolic, read from the graph or from the config beside it."""
+"""Sizes that the inputs and outputs leave symbolic, read from the graph or from its config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from onnx_tailor.graph.file.places import home
 from onnx_tailor.verify.embedder import INPUT
 from onnx_tailor.verify.feeds import IDS
 from onnx_tailor.weights.protobuf import read_skeleton
@@ -35,8 +36,8 @@ def head_size(path: Path) -> int | None:
             attributes = {each.name: each.i for each in node.attribute}
             queries, keys = attributes["num_heads"], attributes["kv_num_heads"]
             return int(dims[-1].dim_value // (queries if node.input[1] else queries + 2 * keys))
-    decoder = _json(path.parent / "genai_config.json").get("model", {}).get("decoder", {})
-    config = _json(path.parent / "config.json")
+    decoder = _json(home(path) / "genai_config.json").get("model", {}).get("decoder", {})
+    config = _json(home(path) / "config.json")
     stated: object = decoder.get("head_size") or config.get("head_dim")
     if isinstance(stated, int):
         return stated
@@ -60,7 +61,7 @@ def windows(path: Path) -> dict[str, int]:
 
 def positions(path: Path) -> int | None:
     """Return the number of tokens that the config.json beside the model says it takes at most; None where none does."""
-    config = _json(path.parent / "config.json")
+    config = _json(home(path) / "config.json")
     stated = [config.get(key) for key in _POSITIONS]
     return min((each for each in stated if isinstance(each, int) and each > 1), default=None)
 
@@ -88,7 +89,7 @@ def table_rows(path: Path) -> int | None:
 
 
 def _load(path: Path) -> onnx.GraphProto:
-    return onnx.load(path, load_external_data=False).graph
+    return read_skeleton(path).graph
 
 
 def _json(path: Path) -> dict[str, Any]:

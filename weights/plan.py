@@ -51,7 +51,7 @@ def plan(stores: Mapping[str, Iterable[WeightTensor]], max_file: int | None = No
     transformers.js looks for.
 
     Raises:
-        UsageError: one weight alone is larger than `max_file`.
+        UsageError: one weight alone is larger than `max_file`, or two stores would have a file of one name.
     """
     files: dict[str, int] = {}
     places: dict[tuple[str, Blob], Place] = {}
@@ -70,6 +70,11 @@ def plan(stores: Mapping[str, Iterable[WeightTensor]], max_file: int | None = No
             if max_file is not None and start + blob.nbytes > max_file:
                 number += 1
                 name, start = f"{store}_{number}", 0
+                if name in files or name in stores:
+                    raise UsageError(
+                        f"{name}: would be the name of a part of {store} and of other weights; allow larger shards, "
+                        "or rename the model's data files"
+                    )
             places[store, blob] = Place(name, start)
             files[name] = end = start + blob.nbytes
     return Plan(files, places)

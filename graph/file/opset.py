@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import ONNX_DOMAINS, TailorModel
+from onnx_tailor.report import Change
 
 _LEAST = 13
 """Below, operators change their inputs (Squeeze, ReduceSum) and their meaning (Softmax) too often."""
@@ -14,8 +15,8 @@ _OTHERWISE = frozenset({"AveragePool", "BatchNormalization", "GroupNormalization
 _IR_VERSIONS = {21: 10, 23: 11}
 
 
-def raise_opset(model: TailorModel, version: int) -> str | None:
-    """Declare opset `version` if the model has a lower one; return the reason where it must not be.
+def obstacle(model: TailorModel, version: int) -> str | None:
+    """Return why the model must not declare opset `version`, or None where it may, or declares as high a one.
 
     A later version of an operator adds types, optional inputs and attributes whose defaults are the old meaning; a
     node whose signature changed otherwise forbids the change.
@@ -29,12 +30,20 @@ def raise_opset(model: TailorModel, version: int) -> str | None:
             changed = _change(node, model.opset, version)
             if changed is not None:
                 return f"its opset is {model.opset}, and in {version} {node.op_type} ({node.name}) {changed}"
+    return None
+
+
+def raise_opset(model: TailorModel, version: int) -> Change | None:
+    """Declare opset `version`, to which there is no `obstacle`, and its IR version; None if it has as high a one."""
+    before = model.opset
+    if before >= version:
+        return None
     imports = model.ir_model.opset_imports
     for domain in ONNX_DOMAINS:
         if domain in imports:
             imports[domain] = version
     model.ir_model.ir_version = max(model.ir_model.ir_version or 0, _IR_VERSIONS[version])
-    return None
+    return Change(where=model.path.name, what=f"opset {before} -> {version}, as which its nodes mean the same")
 
 
 def _change(node: ir.Node, old_version: int, new_version: int) -> str | None:

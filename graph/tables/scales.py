@@ -29,15 +29,18 @@ def read_type(value: ir.Value | None) -> ir.DataType | None:
 def read_as(model: TailorModel, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Return `value`, an initializer, in the type `dtype`: itself, or behind the one Cast that all its readers share.
 
-    The Cast stands first in the main graph, so that readers anywhere, also in subgraphs, see it.
+    The Cast stands first in the graph of the initializer, so that readers anywhere, also in subgraphs, see it.
     """
     if value.dtype == dtype:
         return value
+    graph = value.graph
+    assert isinstance(graph, ir.Graph)
     for use in value.uses():
-        if use.node.graph is model.graph and is_op(use.node, "Cast") and read_type(use.node.outputs[0]) == dtype:
+        if use.node.graph is graph and is_op(use.node, "Cast") and read_type(use.node.outputs[0]) == dtype:
+            graph.remove(use.node)  # one that the file had need not stand first
+            graph.insert_before(graph[0], use.node)
             return use.node.outputs[0]
-    first = model.graph[0]
     name = f"{value.name}/{dtype.name.lower()}"
     return model.insert_before(
-        first, "Cast", [value], attributes={"to": int(dtype)}, name=name, dtype=dtype, shape=value.shape
+        graph[0], "Cast", [value], attributes={"to": int(dtype)}, name=name, dtype=dtype, shape=value.shape
     )

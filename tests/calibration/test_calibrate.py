@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from onnx_tailor.calibration.calibrate import calibrate
 from onnx_tailor.calibration.capture import groups
 from onnx_tailor.calibration.file import read
 from onnx_tailor.calibration.inputs import ProjectionInput
-from onnx_tailor.calibration.tokens import BUNDLED, TEXT, choose
+from onnx_tailor.calibration.tokens import BUNDLED, TEXT, choose, unseen
 from onnx_tailor.cli import app
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.verify.facts import positions
 from onnx_tailor.verify.tokens import random_tokens
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
@@ -143,6 +145,22 @@ def test_the_tokens_by_default(tmp_path: Path) -> None:
         choose(model, text=TEXT)
     with pytest.raises(UsageError, match="--tokens excludes"):
         choose(model, text=TEXT, tokens=tmp_path / "t.npy")
+
+
+def test_the_tokenizer_and_the_config_above_a_folder_onnx(tmp_path: Path) -> None:
+    """As transformers.js has a model, and most pages that offer one."""
+    (tmp_path / "onnx").mkdir()
+    for name, folder in (
+        ("config.json", ""),
+        ("tokenizer.json", ""),
+        ("model.onnx", "onnx"),
+        ("model.onnx.data", "onnx"),
+    ):
+        shutil.copy(EXAMPLE / name, tmp_path / folder / name)
+    model = tmp_path / "onnx" / "model.onnx"
+    assert choose(model).source == BUNDLED
+    assert not unseen(model).random
+    assert positions(model) == positions(EXAMPLE / "model.onnx")
 
 
 def test_the_command(tmp_path: Path) -> None:

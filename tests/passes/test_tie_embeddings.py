@@ -319,6 +319,44 @@ def test_forced_values_are_the_tables(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs(tied)[0], outputs(model)[0] / 2, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_forced_is_the_nearest_table(tmp_path: Path) -> None:
+    """Of two tables one is proved, or none is."""
+    body = "a = Gather(A, input_ids) b = Gather(B, input_ids) h = Add(a, b) w = Cast<to = 1>(W) logits = MatMul(h, w)"
+    weights = {"A": COPY["E"] + 1, "B": COPY["E"], "W": np.ascontiguousarray(HALF.T)}
+    proved, report = tie(build(tmp_path / "model.onnx", body, weights), force=True)
+    assert results(report)[0][0].details["proof"] == "all values equal after the cast that separates them"
+    np.testing.assert_allclose(outputs(proved)[0], outputs(tmp_path / "model.onnx")[0], rtol=1e-2, atol=1e-2)
+    weights["W"] += np.float16(0.25)
+    (tmp_path / "other").mkdir()
+    _, report = tie(build(tmp_path / "other" / "model.onnx", body, weights), force=True)
+    change = results(report)[0][0]
+    assert (change.details["table"], change.details["proof"].split(":")[0]) == ("B", "FORCED")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_heads_and_a_table_behind_a_cast(nested: bool, tmp_path: Path) -> None:
+    """Tying the first moves the Gather that the second is tied with."""
+    body = "e = Cast<to = 1>(E) h = Gather(e, input_ids)"
+    weights = {"E": HALF, "W": np.ascontiguousarray(HALF.T, np.float32)}
+    if nested:
+        branches = [f"{n} = one{n} () => (float[b, s, 40] y{n}) {{ y{n} = MatMul(h, W) }}" for n in "ab"]
+        then, other = (branch.split(" = ", 1)[1] for branch in branches)
+        body += f" logits = If<then_branch = {then}, else_branch = {other}>(first)"
+        model = build(tmp_path / "model.onnx", body, weights, inputs=f"{INPUTS}, bool first")
+        _, report = tie(model)
+        for first in (True, False):
+            feeds = {"input_ids": IDS, "first": np.array(first)}
+            want, got = outputs(model, **feeds), outputs(tmp_path / "out" / "model.onnx", **feeds)
+            np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-5)
+    else:
+        weights["X"] = weights["W"].copy()
+        body += " one = MatMul(h, W) two = MatMul(h, X)"
+        both = "float[b, s, 40] one, float[b, s, 40] two"
+        report = assert_tied(build(tmp_path / "model.onnx", body, weights, outputs=both))
+    assert len(results(report)[0]) == 2
+    assert copies(tmp_path / "out" / "model.onnx") == [(V, K)]
+
+
 EXPORTS = Path(__file__).parents[1] / "fixtures" / "exports"
 
 

@@ -268,3 +268,19 @@ def test_what_onnxruntimes_quantizers_make_of_a_head(
     assert "all 16384 elements have the nearest code" in change.what
     rows, product = run(tmp_path / "out" / "model.onnx", {"ids": IDS, "x": np.eye(64, dtype=np.float32)})
     assert np.array_equal(rows, product.T[IDS])
+
+
+def test_scales_behind_a_cast_that_stands_late(tmp_path: Path) -> None:
+    """The table reads it from then on, in front of what stood before it."""
+    case = Case(bits=4, symmetric=True, dtype="float16", k=64, v=96)
+    model, _ = beside(tmp_path, case, "rtn", "float32")
+    proto = onnx.load(model, load_external_data=False)
+    head = next(node for node in proto.graph.node if node.op_type == "MatMulNBits")
+    head.input[2] = "wide"
+    proto.graph.node.insert(1, helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT))
+    for value in (proto.graph.input[1], proto.graph.output[1]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    model.write_bytes(proto.SerializeToString())
+    changes, skips = results(tailor(model, tmp_path / "out"))
+    assert (len(changes), skips) == (1, [])
+    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"))
