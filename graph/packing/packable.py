@@ -115,7 +115,15 @@ def _difference(linears: dict[str, Linear]) -> str | None:
         if [_form(operand) for operand in first.operands] != [_form(operand) for operand in linear.operands]:
             forms = [", ".join(f"{o.kind} {o.root.dtype}" for o in each.operands) for each in (first, linear)]
             return f"{first_role} and {role} keep their operands in different forms ({forms[0]}; {forms[1]})"
+        if _shared(linear) != _shared(first):  # g_idx, the order of the columns
+            return f"{first_role} and {role} have different inputs beside their operands"
     return None
+
+
+def _shared(linear: Linear) -> dict[int, ir.Value]:
+    """Return the inputs that one operator would have for all: none of the operands."""
+    own = {operand.index for operand in linear.operands}
+    return {i: value for i, value in enumerate(linear.node.inputs) if value is not None and i not in own}
 
 
 def _attributes(node: ir.Node) -> dict[str, object]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.integers import constant_integers
 from onnx_tailor.graph.model import is_op
+from onnx_tailor.graph.shapes import states_joined_shape
 from onnx_tailor.graph.tables.block_table import BlockTable, correction_job
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 from onnx_tailor.weights.view import as_bytes
@@ -42,8 +44,11 @@ class Tail:
         return True
 
 
-def layout_tail(value: ir.Value, *, deep: bool, padded: int) -> Tail:
-    """Follow the nodes of a layout behind `value`, whose rows have `padded` columns, in blocks if `deep`."""
+def layout_tail(value: ir.Value, ids: ir.Value, *, deep: bool, padded: int, block_size: int) -> Tail | str:
+    """Follow the nodes of a layout behind `value`, the rows `ids` of `padded` columns, in blocks if `deep`.
+
+    Returns the reason where the blocks of a row are not joined. What else changes the rows is not the layout's.
+    """
     corrections = None
     if deep:
         add = only_user(value)
@@ -53,13 +58,15 @@ def layout_tail(value: ir.Value, *, deep: bool, padded: int) -> Tail:
         if add is not None and gather is not None:
             value, corrections = add.outputs[0], gather.inputs[0]
         join = only_user(value)
-        if join is not None and is_op(join, "Reshape"):
-            value = join.outputs[0]
+        if join is None or not is_op(join, "Reshape") or not states_joined_shape(join.inputs[1], ids, padded):
+            return f"the blocks of its rows are not joined by a Reshape to [..., {padded}]"
+        value = join.outputs[0]
     cut = only_user(value)
     if cut is not None and is_op(cut, "Slice") and len(cut.inputs) == 4:
-        bounds = [_integers(v) for v in cut.inputs[1:4]]
-        if bounds[0] == [0] and bounds[2] == [-1] and bounds[1] is not None and 0 < bounds[1][0] < padded:
-            return Tail(cut.outputs[0], bounds[1][0], corrections)
+        begin, end, axis = (constant_integers(v) for v in cut.inputs[1:4])
+        # A cut of a block or more is somebody's own; padding ends in the last block.
+        if begin == [0] and axis == [-1] and end is not None and padded - block_size < end[0] < padded:
+            return Tail(cut.outputs[0], end[0], corrections)
     return Tail(value, padded, corrections)
 
 
@@ -73,8 +80,3 @@ def only_user(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads `value`, or None."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _integers(value: ir.Value | None) -> list[int] | None:
-    tensor = value.const_value if value is not None else None
-    return None if tensor is None or tensor.size > 8 else [int(n) for n in tensor.numpy().reshape(-1)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.model import TailorModel, is_op
-from onnx_tailor.graph.shapes import joined_shape
+from onnx_tailor.graph.shapes import change_rank, joined_shape
 from onnx_tailor.graph.tables.scales import read_type
 from onnx_tailor.weights.tensors import WeightTensor
 
@@ -61,6 +61,12 @@ class _Writer:
     def axes(self, count: int) -> ir.Value:
         return self.model.int64s(list(range(-count, 0)), f"{self.name}/axes")
 
+    def deeper(self, value: ir.Value, count: int, what: str) -> ir.Value:
+        """Append `count` dimensions of one."""
+        axes = list(range(-count, 0))
+        name = f"{self.name}/{what}"
+        return change_rank(self.model, self.anchor, "Unsqueeze", value, axes, name, f"{self.name}/axes")
+
     def int32s(self, values: Sequence[int], what: str) -> ir.Value:
         return self.model.constant(ir.tensor(list(values), _INTEGER), f"{self.name}/{what}")
 
@@ -77,10 +83,7 @@ class _Writer:
             above = self.node("Mul", [higher, base], f"{what}/above{i}", _INTEGER)
             digits.append(self.node("Sub", [value, above], f"{what}/digit{i}", _INTEGER))
             value = higher
-        each = [
-            self.node("Unsqueeze", [digit, self.axes(1)], f"{what}/each{i}", _INTEGER)
-            for i, digit in enumerate([*digits, value])
-        ]
+        each = [self.deeper(digit, 1, f"{what}/each{i}") for i, digit in enumerate([*digits, value])]
         return self.node("Concat", each, f"{what}/digits", _INTEGER, axis=-1)
 
 
@@ -112,13 +115,13 @@ def gather_plain(
         zero = write.int32s([1 << bits - 1], "zero")
     else:
         zero = _zero_points(write, points, ids, _columns(scales), bits)
-        zero = write.node("Unsqueeze", [zero, write.axes(inside)], "zero/deep", _INTEGER)
+        zero = write.deeper(zero, inside, "zero/deep")
     value = write.node("Sub", [value, zero], "centred", _INTEGER)
     value = write.cast(value, "float", inner)
     scale = write.node("Gather", [scales, ids], "scales", stored, axis=0)
     if inner != stored:
         scale = write.cast(scale, "scales/wide", inner)
-    scale = write.node("Unsqueeze", [scale, write.axes(inside)], "scales/deep", inner)
+    scale = write.deeper(scale, inside, "scales/deep")
     value = write.node("Mul", [value, scale], "", inner)
     return value if inner == kind else write.cast(value, "rounded", kind)
 

@@ -36,7 +36,7 @@ class FoundTable:
 
 @dataclass(frozen=True)
 class Unread:
-    """A GatherBlockQuantized whose meaning is not certain."""
+    """A GatherBlockQuantized, or the end of the layout `plain`, whose meaning is not certain."""
 
     node: ir.Node
     reason: str
@@ -49,19 +49,22 @@ def find_block_tables(model: TailorModel) -> list[FoundTable | Unread]:
     for node in model.nodes():
         plain = read_plain(node)
         if plain is not None:
-            found.append(_plain(node, plain))
+            rows = _plain(node, plain)
+            found.append(Unread(node, rows) if isinstance(rows, str) else rows)
         elif node.domain == MICROSOFT and node.op_type == "GatherBlockQuantized":
             table = read_block_table(node, heads)
             found.append(Unread(node, table) if isinstance(table, str) else table)
     return found
 
 
-def _plain(node: ir.Node, plain: PlainRows) -> FoundTable:
+def _plain(node: ir.Node, plain: PlainRows) -> FoundTable | str:
     codes = WeightTensor.of_value(plain.codes)
     assert codes is not None
     rows, blocks, blob = codes.dims
     block = blob * 8 // plain.bits
-    tail = layout_tail(plain.output, deep=True, padded=blocks * block)
+    tail = layout_tail(plain.output, plain.ids, deep=True, padded=blocks * block, block_size=block)
+    if isinstance(tail, str):
+        return tail
     name = plain.codes.name or "table"
     table = BlockTable(
         name, plain.codes, plain.scales, plain.zero_points, rows, tail.columns, plain.bits, block, plain.kind
@@ -88,7 +91,16 @@ def read_block_table(node: ir.Node, heads: Heads) -> FoundTable | str:
     if isinstance(table, str):
         return table
     deep = len(codes.dims) == 3 and reshape is None
-    tail = layout_tail(node.outputs[0], deep=deep, padded=table.blocks * table.block_size)
+    faults = (
+        *attribute_faults(node, table, last_axis=2 if deep else 1),
+        *shape_faults(node, table, reshape, deep=deep),
+    )
+    padded, block = table.blocks * table.block_size, table.block_size
+    tail = layout_tail(node.outputs[0], ids, deep=deep, padded=padded, block_size=block)
+    if isinstance(tail, str) and not faults:
+        return tail
+    if isinstance(tail, str):  # what never ran was to yield whole rows
+        tail = Tail(node.outputs[0], padded, None)
     table = replace(table, columns=tail.columns)
     layout = "shared" if deep else "reshape" if reshape is not None else "alias"
     if tail.corrections is not None:
@@ -96,10 +108,6 @@ def read_block_table(node: ir.Node, heads: Heads) -> FoundTable | str:
         if corrected is None:
             return f"what is added to its rows, {tail.corrections.name}, is not the correction of a known head"
         layout, table = "correction", corrected
-    faults = (
-        *attribute_faults(node, table, last_axis=2 if deep else 1),
-        *shape_faults(node, table, reshape, deep=deep),
-    )
     if table.zero_points is not None and layout != "correction" and (len(node.inputs) < 4 or node.inputs[3] is None):
         faults += (f"it has no zero points, but the head on the same codes has {table.zero_points.name}",)
     return FoundTable(node, table, ids, layout, tail.output, faults, "the head reads the same bytes" if faults else "")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, Matrix
 from onnx_tailor.graph.model import TailorModel, attribute, is_op
-from onnx_tailor.graph.shapes import joined_shape
+from onnx_tailor.graph.shapes import change_rank, joined_shape
 from onnx_tailor.weights.tensors import WeightTensor
 
 _CHOOSE = ("Gather", "GatherND")
@@ -87,9 +87,8 @@ def stack_rows(model: TailorModel, stack: Stack) -> ir.Value:
     assert ids is not None
     if is_op(stack.node, "Gather"):
         return ids
-    last = model.int64s([-1], f"{stack.matrix.name}/last_axis")
-    name = f"{stack.matrix.name}/rows"
-    return model.insert_before(stack.node, "Squeeze", [ids, last], name=name, dtype=ids.dtype)
+    name = stack.matrix.name
+    return change_rank(model, stack.node, "Squeeze", ids, [-1], f"{name}/rows", f"{name}/last_axis")
 
 
 def as_matrices(model: TailorModel, stack: Stack, rows: ir.Value, ids: ir.Value) -> ir.Value:

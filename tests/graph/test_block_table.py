@@ -6,12 +6,13 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from quantized_models import FLOATS, IDS, LAYOUTS, Case, build, convert, feeds, possible, run, weights
 
 from onnx_tailor.graph.file.load import load
-from onnx_tailor.graph.tables.read_block_table import FoundTable, find_block_tables
+from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.quant import BlockFormat, ErrorSums, Quantized, dequantize
 
@@ -130,3 +131,43 @@ def test_the_scales_of_a_plain_table_are_no_tokens_rows(tmp_path: Path, symmetri
     model = load(made)
     assert [found.layout for found in find_block_tables(model) if isinstance(found, FoundTable)] == ["plain"]
     assert find_tables(model) == []
+
+
+@pytest.mark.parametrize("layout", ["alias", "shared", "plain"])
+def test_a_cut_of_whole_blocks_is_no_padding(tmp_path: Path, layout: str) -> None:
+    """Somebody reads the first half of the rows; the table has all of its columns for all that."""
+    case = Case(4, symmetric=True, k=128)
+    path = convert(build(tmp_path, case), tmp_path, layout)
+    model = onnx.load(path, load_external_data=False)
+    rows = next(node for node in model.graph.node if "rows" in node.output)
+    rows.output[0] = "whole"
+    bounds = {"from": 0, "to": 64, "axis": -1}
+    model.graph.initializer.extend(helper.make_tensor(n, TensorProto.INT64, [1], [at]) for n, at in bounds.items())
+    model.graph.node.append(helper.make_node("Slice", ["whole", *bounds], ["rows"]))
+    model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = 64
+    path.write_bytes(model.SerializeToString())
+    (found,) = find_block_tables(load(path))
+    assert isinstance(found, FoundTable)
+    assert found.table.columns == 128
+    for other in ("alias", "shared", "plain"):
+        (tmp_path / other).mkdir()
+        again = convert(path, tmp_path / other, other)
+        for before, after in zip(run(path, feeds(case)), run(again, feeds(case)), strict=True):
+            assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("layout", ["shared", "plain"])
+def test_rows_that_are_joined_otherwise_are_not_read(tmp_path: Path, layout: str) -> None:
+    """A Reshape that flattens the ids as well yields other rows than a Gather does."""
+    case = Case(4, symmetric=True, k=64)
+    path = convert(build(tmp_path, case), tmp_path, layout)
+    model = onnx.load(path, load_external_data=False)
+    join = next(node for node in model.graph.node if node.op_type == "Reshape" and "rows" in node.output)
+    (shape,) = (tensor for tensor in model.graph.initializer if tensor.name == join.input[1])
+    shape.CopyFrom(helper.make_tensor(shape.name, TensorProto.INT64, [2], [-1, 64]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 64]))
+    path.write_bytes(model.SerializeToString())
+    run(path, feeds(case))
+    (found,) = find_block_tables(load(path))
+    assert isinstance(found, Unread)
+    assert found.reason == "the blocks of its rows are not joined by a Reshape to [..., 64]"

@@ -131,6 +131,26 @@ def test_parts_of_different_bits_stay_apart_with_the_reason(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_columns_in_another_order_stay_apart(tmp_path: Path, same: bool) -> None:
+    """`g_idx` of MatMulNBits says which scale each column has; one operator has one."""
+    layer = quantized(Layer(bits=4, columns=64, block_size=32))
+    tailor(layer.save(tmp_path / "m.onnx"), tmp_path / "parts", "unpack-matmul")
+    path = tmp_path / "parts" / "m.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for number, node in enumerate(n for n in model.graph.node if n.op_type == "MatMulNBits" and "v_proj" not in n.name):
+        name = "order" if same else f"order{number}"
+        node.input.extend([""] * (4 - len(node.input)) + [name])
+        if not same or number == 0:
+            order = np.arange(64, dtype=np.int32) // 32
+            model.graph.initializer.append(onnx.numpy_helper.from_array(order[:: 1 - 2 * (number % 2)].copy(), name))
+    path.write_bytes(model.SerializeToString())
+    (report,) = tailor(path, tmp_path / "packed", "pack-matmul")
+    assert ["gate_up" in change.what or "gate" in str(change.details) for change in report.changes] == [True] * same
+    assert all("have different inputs beside their operands" in skip.reason for skip in report.skips)
+    same_outputs(layer, path, tmp_path / "packed" / "m.onnx")
+
+
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     source = Layer(bias=True).save(tmp_path / "m.onnx")
     (report,) = tailor(source, tmp_path / "out", "pack-matmul")
