@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ModelError",
+    "OutputError",
     "TailorError",
     "UsageError",
     "__version__",
@@ -24,11 +25,11 @@ __all__ = [
 if TYPE_CHECKING:
     from onnx_tailor import passes, verify
     from onnx_tailor.api import compare, inspect, load, run
-    from onnx_tailor.errors import ModelError, TailorError, UsageError
+    from onnx_tailor.errors import ModelError, OutputError, TailorError, UsageError
 
 _WHERE = {
     **dict.fromkeys(("compare", "inspect", "load", "run"), "api"),
-    **dict.fromkeys(("ModelError", "TailorError", "UsageError"), "errors"),
+    **dict.fromkeys(("ModelError", "OutputError", "TailorError", "UsageError"), "errors"),
 }
 
 

@@ -78,6 +78,7 @@ def run(
     Raises:
         UsageError: the recipe is wrong or does not fit the model, or `out` is in the way.
         ModelError: the model cannot be read, or not rewritten as asked.
+        OutputError: another run is writing to `out`, or its disk fails or is full.
     """
     if isinstance(recipe, str):
         recipe = recipes.load(recipe)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from onnx_tailor import __version__
 from onnx_tailor.cluster.choose import THREADS, executor_of
@@ -31,7 +31,7 @@ from onnx_tailor.progress import Progress, Silent, shows_compiling
 from onnx_tailor.remote import Place, Url
 from onnx_tailor.remote.source import opened
 from onnx_tailor.report import Change, PassReport, Report, Skip
-from onnx_tailor.targets import DEFAULT, TARGETS
+from onnx_tailor.targets import DEFAULT, TARGETS, Target
 
 if TYPE_CHECKING:
     from onnx_tailor.output.head_start import HeadStart
@@ -72,7 +72,9 @@ def run(
         OutputError: another run is writing to `out`, its disk fails or is full, or the cluster is gone.
     """
     started = time.monotonic()
-    chosen = TARGETS[target or recipe.target or DEFAULT]
+    chosen = _target(target or recipe.target or DEFAULT)
+    if client is not None and client not in get_args(Client):
+        raise UsageError(f"client {client!r} is none of {', '.join(get_args(Client))}")
     watch = progress or Silent()
     with (
         opened(model) as source,
@@ -121,6 +123,12 @@ def run(
             with working(folder) as work:
                 report = write_output(job, work, digests, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _target(name: str) -> Target:
+    if name not in TARGETS:
+        raise UsageError(f"target {name!r} is none of {', '.join(TARGETS)}")
+    return TARGETS[name]
 
 
 def _set_of(files: Sequence[Path], open_file: Callable[[Path], DataFile]) -> list[TailorModel]:
@@ -238,7 +246,7 @@ def _checked(out: Place | None, models: Sequence[TailorModel], *, overwrite: boo
         raise UsageError(f"{out}: is a mount point, which cannot be replaced as a whole; name a folder inside it")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise UsageError(f"{out}: exists already; choose another folder, or give --overwrite")
-    return LocalFolder(resolved)
+    return LocalFolder(resolved, overwrite)
 
 
 def _bytes_on_disk(models: Sequence[TailorModel]) -> int:

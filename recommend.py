@@ -96,7 +96,7 @@ def _tie(files: tuple[FileInspection, ...]) -> _Step:
 
 
 def _quantize(files: tuple[FileInspection, ...], target: Target) -> _Step:
-    floats = [p for file in files for p in file.projections if p["dtype"] != "UINT8"]
+    floats = [p for file in files for p in file.projections if p["dtype"] != "UINT8" and p.get("form") != "qdq"]
     if not floats:
         return _Step(["Every projection is quantized already."], ["  # - quantize"])
     layers = span([p["layer"] for p in floats if p["layer"] is not None])

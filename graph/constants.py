@@ -48,11 +48,24 @@ def constant_matrix(value: ir.Value | None) -> Matrix | str:
     Returns:
         The matrix, or the reason why `value` is none: a clause such as "it is computed by Softmax".
     """
+    through: list[ir.Node] = []
+    while value is not None and (node := value.producer()) is not None:
+        if not is_op(node, "Transpose", "Cast", "Identity"):
+            return f"it is computed by {node.op_type}"
+        through.insert(0, node)
+        value = node.inputs[0]
+    found = _stored_matrix(value)
+    for node in through:
+        if isinstance(found, str):
+            break
+        found = _behind(found, node)
+    return found
+
+
+def _stored_matrix(value: ir.Value | None) -> Matrix | str:
+    """Return the matrix that an initializer is, as it is stored."""
     if value is None:
         return "it is missing"
-    producer = value.producer()
-    if producer is not None:
-        return _through(producer)
     if value.is_graph_input() or not value.is_initializer():
         return "it is an input of the graph"
     tensor = value.const_value
@@ -70,24 +83,31 @@ def constant_matrix(value: ir.Value | None) -> Matrix | str:
     return Matrix(value, view, tensor.dtype)
 
 
-def _through(node: ir.Node) -> Matrix | str:
-    if not is_op(node, "Transpose", "Cast", "Identity"):
-        return f"it is computed by {node.op_type}"
-    inner = constant_matrix(node.inputs[0])
-    if isinstance(inner, str):
-        return inner
-    through = (*inner.through, node)
+def _behind(inner: Matrix, node: ir.Node) -> Matrix | str:
+    """Return the matrix as it is read behind a Transpose, Cast or Identity."""
+    view, dtype = inner.view, inner.dtype
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")
         order = (1, 0) if perm is None else tuple(perm.value)
-        view = inner.view.transpose() if order == (1, 0) else inner.view
-        return Matrix(inner.root, view, inner.dtype, through)
-    if node.op_type == "Cast":
+        view = view.transpose() if order == (1, 0) else view
+    elif node.op_type == "Cast":
         dtype = ir.DataType(int(node.attributes["to"].value))
         if dtype not in FLOATS:
             return f"it is cast to {dtype}"
-        return Matrix(inner.root, inner.view, dtype, through)
-    return Matrix(inner.root, inner.view, inner.dtype, through)
+    return Matrix(inner.root, view, dtype, (*inner.through, node))
+
+
+def final_readers(root: ir.Value) -> set[ir.Node]:
+    """Return the nodes that read an initializer as it is or behind Transpose, Cast and Identity nodes."""
+    found: set[ir.Node] = set()
+    queue = [root]
+    while queue:
+        for node in queue.pop().consumers():
+            if is_op(node, "Transpose", "Cast", "Identity"):
+                queue += node.outputs
+            else:
+                found.add(node)
+    return found
 
 
 def constant_shape(value: ir.Value) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_tailor.errors import OutputError
 from onnx_tailor.output.work import Work, work_path
 
 
@@ -15,6 +16,8 @@ class LocalFolder:
     """The folder `path`, which may exist."""
 
     path: Path
+    overwrite: bool = False
+    """Whether what is in it may be replaced."""
 
     @property
     def work(self) -> Path:
@@ -42,8 +45,14 @@ class LocalFolder:
         """Give the finished output its name.
 
         Raises:
+            OutputError: something is in it that was not there when the run began.
             OSError: the file system does not let it be renamed; the old one is back in its place.
         """
+        if not self.overwrite and self.path.exists() and any(self.path.iterdir()):
+            raise OutputError(
+                f"{self.path}: was not there when the run began, and is left as it is; move it away, and the same "
+                "command with --resume goes on"
+            )
         old = work.path / "old"
         if self.path.exists():
             self.path.rename(old)

@@ -82,8 +82,7 @@ def working(out: Folder) -> Iterator[Work]:
         OutputError: another run is writing to `out`, or the file system fails.
     """
     path = out.work
-    made = _make_parents(path.parent)
-    lock = Lock(path / "lock", str(out))
+    made, lock = _entered(path, out)
     keep = False
     try:
         out.recover(path)
@@ -111,6 +110,21 @@ def working(out: Folder) -> Iterator[Work]:
             _remove_empty(made)
 
 
+def _entered(path: Path, out: Folder) -> tuple[list[Path], Lock]:
+    """Create the work folder and lock it; return the folders above that were missing as well."""
+    missing = [each for each in path.parents if not each.exists()][::-1]
+    try:
+        for each in missing:
+            each.mkdir(exist_ok=True)
+        return missing, Lock(path / "lock", str(out))
+    except OSError as error:
+        _remove_empty(missing)
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    except OutputError:
+        _remove_empty(missing)
+        raise
+
+
 def work_is_useful(path: Path) -> bool:
     """Whether a work folder holds something that a resumed run would go on with."""
     journal = path / "journal"
@@ -130,14 +144,6 @@ def _leave(path: Path, lock: Lock, *, keep: bool) -> None:
         path.rmdir()
     except OSError:  # it is kept, or the next run has begun in it
         return
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Create `folder` and return those that were missing, the outermost first."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()][::-1]
-    for each in missing:
-        each.mkdir(exist_ok=True)
-    return missing
 
 
 def _remove_empty(folders: list[Path]) -> None:

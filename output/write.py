@@ -162,7 +162,8 @@ def _journal(job: Job, work: Work, *, resume: bool) -> journal.Journal:
 
 def _require_room(job: Job, work: Work) -> None:
     """Refuse before the first byte what the disk cannot hold; what a resumed run has written already is there."""
-    there = sum(file.stat().st_blocks * 512 for file in work.folder.rglob("*") if file.is_file())
+    stats = [file.stat() for file in work.folder.rglob("*") if file.is_file()]
+    there = sum(getattr(each, "st_blocks", 0) * 512 for each in stats)  # which Windows does not tell
     free = shutil.disk_usage(work.path).free
     if free + there >= job.ample_bytes:
         return

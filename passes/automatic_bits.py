@@ -15,7 +15,7 @@ from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import OptionError
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.judges import Judge, find_judges
-from onnx_tailor.passes.plan_recipe import write_plan
+from onnx_tailor.passes.plan_recipe import require_free, write_plan
 from onnx_tailor.passes.remarked import Remarked
 from onnx_tailor.passes.selectors import NodeRule, Setting
 from onnx_tailor.passes.set_parts import Part, Shared, bytes_left, exactly, find_shared
@@ -37,6 +37,8 @@ def with_explicit_bits(
         ModelError: a model cannot be run.
     """
     options = passes[0]
+    if options.plan is not None:
+        require_free(options.plan)
     goal = parse_goal(options.budget, options.size, options.kl)
     assert goal is not None
     parts = [Part.of(each, model, circumstances) for each, model in zip(passes, models, strict=True)]

@@ -50,8 +50,9 @@ class GraphSurgeon(Pass):
             result = gs.export_onnx(graph, do_type_check=False)
         except Exception as error:  # the user's function may raise anything
             raise ModelError(f"{model.path}: {self.function} failed: {type(error).__name__}: {error}") from error
-        for key in ("ir_version", "producer_name", "producer_version"):
+        for key in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(result, key, getattr(proto, key))
+        result.metadata_props.extend(proto.metadata_props)
         model.ir_model = from_placeholders(model, result, weights)
         model.forget_names()
         yield change(self.function, before, model)

@@ -7,12 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnx_tailor.errors import OptionError
 from onnx_tailor.passes.selectors import NodeRule, Setting
 
 if TYPE_CHECKING:
     from onnx_tailor.passes.quantize import Quantize
 
-_HEADER = "# Chosen by `bits: auto` with {goal}. Edit it, or run it again without measuring.\n"
+_OURS = "# Chosen by `bits: auto`"
+_HEADER = _OURS + " with {goal}. Edit it, or run it again without measuring.\n"
+
+
+def require_free(path: str) -> None:
+    """Refuse to replace what is no plan.
+
+    Raises:
+        OptionError: there is another file.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            ours = file.read(len(_OURS)) == _OURS
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OptionError(f"plan {path}: cannot be written ({error.strerror or error})", key=("plan",)) from error
+    if not ours:
+        raise OptionError(f"plan {path}: exists already and is no plan; give another name", key=("plan",))
 
 
 def write_plan(path: str, options: Quantize, goal: str, *, keep_calibration: bool) -> None:

@@ -25,7 +25,7 @@ from onnx_tailor.passes.point_types import PointType, are_floats, check_points, 
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_set, select, split
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_ranges, select, split
 from onnx_tailor.passes.set_weights import QuantizedInSet
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
@@ -122,7 +122,7 @@ class Quantize(Pass):
             if rule.block_size is not None:
                 _check_block_size(rule.block_size, ("nodes", pattern, "block_size"))
             try:
-                layer_set(rule.layers or "0")
+                layer_ranges(rule.layers or "0")
             except ValueError as error:
                 raise OptionError(
                     f'layers {rule.layers!r} is no list of layers such as "0-2,15-17"', key=("nodes", pattern, "layers")
@@ -245,14 +245,9 @@ class Quantize(Pass):
                 unshared = f"whose head in {known[1]} is stored in a form of which no rows can be gathered"
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
-        if bits in {"float", "skip"}:
-            return Skip(where=candidate.name, reason=f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says")
-        if candidate.place.role == "router" and rule.bits is None:
-            return Skip(
-                where=candidate.name,
-                reason="a router decides which experts run, so it is left in float; "
-                "`nodes: {'role:router': 8}` quantizes it",
-            )
+        left = _left_alone(candidate, rule, bits)
+        if left is not None:
+            return Skip(where=candidate.name, reason=left)
         fmt = self.format_of(rule, bits, candidate)
         if self.format == "qdq" and candidate.tables:  # rows are unpacked by arithmetic on unsigned codes
             fmt = replace(fmt, symmetric=False)
@@ -353,6 +348,19 @@ class Quantize(Pass):
             if i < eighth or i >= 7 * eighth or (i - round(eighth)) % 3 == 2:
                 return 8
         return self.bits
+
+
+def _left_alone(candidate: Candidate, rule: NodeRule, bits: Setting | Literal["auto"]) -> str | None:
+    """Return why a weight stays as it is whatever its form would be, or None where it need not."""
+    if bits in {"float", "skip"}:
+        return f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says"
+    if candidate.place.role == "router" and rule.bits is None:
+        return "a router decides which experts run, so it is left in float; `nodes: {'role:router': 8}` quantizes it"
+    if candidate.others:
+        other = candidate.others[0]
+        reader = f"{other.op_type} {other.name}" if other.name else f"a {other.op_type}"
+        return f"{reader} reads it too and needs its floats, so that it would be stored twice"
+    return None
 
 
 def _by_data(

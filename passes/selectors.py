@@ -57,20 +57,25 @@ Rules = Mapping[Selectable, NodeRule]
 """The rule of each weight that one names."""
 
 
-def layer_set(text: str) -> frozenset[int]:
+def layer_ranges(text: str) -> tuple[range, ...]:
     """Parse "0-2,15-17".
 
     Raises:
         ValueError: the text is no list of layers.
     """
-    found: set[int] = set()
+    found: list[range] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         start, stop = int(first), int(last or first)
         if stop < start:
             raise ValueError(part)
-        found.update(range(start, stop + 1))
-    return frozenset(found)
+        found.append(range(start, stop + 1))
+    return tuple(found)
+
+
+def _inside(candidate: Selectable, layers: str | None) -> bool:
+    """Whether a candidate lies in these layers, or no layers are named."""
+    return layers is None or any(candidate.place.layer in each for each in layer_ranges(layers))
 
 
 def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selectable]) -> dict[Selectable, NodeRule]:
@@ -82,9 +87,8 @@ def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selecta
     chosen: dict[Selectable, NodeRule] = {}
     for pattern, setting in nodes.items():
         rule = setting if isinstance(setting, NodeRule) else NodeRule(bits=setting)
-        layers = layer_set(rule.layers) if rule.layers is not None else None
         matching = [c for c in candidates if _matches(pattern, c)]
-        inside = [c for c in matching if layers is None or c.place.layer in layers]
+        inside = [c for c in matching if _inside(c, rule.layers)]
         if not inside:
             raise OptionError(_nothing(pattern, rule, candidates, bool(matching)), key=("nodes", pattern))
         for candidate in inside:
@@ -115,7 +119,7 @@ def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Selectable) 
     """Return the pattern whose rule `select` chooses for the candidate, or None where none names it."""
     for pattern, setting in nodes.items():
         layers = setting.layers if isinstance(setting, NodeRule) else None
-        if _matches(pattern, candidate) and (layers is None or candidate.place.layer in layer_set(layers)):
+        if _matches(pattern, candidate) and _inside(candidate, layers):
             return pattern
     return None
 

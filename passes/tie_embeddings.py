@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.graph.constants import Matrix
+from onnx_tailor.graph.constants import Matrix, final_readers
 from onnx_tailor.graph.meaning.heads import NoHead, QuantizedHead, find_heads
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, match_projection, wrap_gemm
@@ -86,9 +86,10 @@ class Tied:
 
     @property
     def saved(self) -> int:
-        """Bytes of the copies that go."""
+        """Bytes of the copies that go: those that nothing else reads."""
+        own = {self.projection.node, *(table.node for table in self.tables)}
         copies = {m.root: m.view.nbytes for m in (self.projection.weight, *(t.matrix for t in self.tables))}
-        return sum(copies.values()) - self.kept.view.nbytes
+        return sum(n for root, n in copies.items() if root is not self.kept.root and final_readers(root) <= own)
 
 
 def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied | Skip:

@@ -22,7 +22,7 @@ class Spool:
 
     def __init__(self, slots: int) -> None:
         """Begin with no block."""
-        self._slots = max(1, slots)
+        self._free = list(reversed(range(max(1, slots))))
         self._file = tempfile.TemporaryFile(prefix="onnx-tailor-", buffering=0)  # noqa: SIM115  # until the end
         self._lock = threading.Lock()
         self._places: OrderedDict[tuple[Url, int], int] = OrderedDict()
@@ -57,11 +57,15 @@ class Spool:
         with self._lock:
             if key in self._places:  # another thread was faster
                 return
-            slot = len(self._places) if len(self._places) < self._slots else self._places.popitem(last=False)[1]
-            self._file.seek(slot * BLOCK)
-            left = memoryview(content)
-            while left:
-                left = left[self._file.write(left) :]
+            slot = self._free.pop() if self._free else self._places.popitem(last=False)[1]
+            try:
+                self._file.seek(slot * BLOCK)
+                left = memoryview(content)
+                while left:
+                    left = left[self._file.write(left) :]
+            except BaseException:
+                self._free.append(slot)
+                raise
             self._places[key] = slot
 
 

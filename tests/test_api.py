@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -59,7 +60,19 @@ def test_errors_are_sentences(tmp_path: Path) -> None:
         ot.run([ot.passes.TieEmbeddings(), ot.passes.Quantize(nodes={"x": 4})], source, tmp_path / "out")
     with pytest.raises(ot.ModelError, match="cannot be read"):
         ot.load(tmp_path / "none.onnx")
+    passes = [ot.passes.TieEmbeddings()]
+    with pytest.raises(ot.UsageError, match="target 'gpu' is none of cpu"):
+        ot.run(passes, source, tmp_path / "out", target="gpu")
+    with pytest.raises(ot.UsageError, match=r"client 'ollama' is none of transformers\.js"):
+        ot.run(passes, source, tmp_path / "out", client="ollama")  # type: ignore[arg-type]
+    with pytest.raises(ot.OutputError, match="/proc/none/out: cannot be written"):
+        ot.run(passes, source, "/proc/none/out")
     assert not (tmp_path / "out").exists()
+
+
+def test_loading_leaves_the_hosts_loggers_alone(tmp_path: Path) -> None:
+    ot.load(Model().save(tmp_path / "model.onnx"))
+    assert not logging.getLogger("onnx_ir.serde").disabled
 
 
 def test_the_kit_shows_a_graph_and_finds_a_difference(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import handmade
@@ -204,6 +205,41 @@ def test_an_output_that_was_being_replaced_is_put_back(tmp_path: Path, model: Pa
         failing_after(patch, 0, KeyboardInterrupt())
         assert call("run", "rtn", model, "-o", tmp_path / "out").exit_code == 130
     assert handmade.contents(tmp_path / "out") == {"mine": b"mine"}
+
+
+def test_a_folder_that_appears_meanwhile_is_left_as_it_is(tmp_path: Path, model: Path) -> None:
+    out, note = tmp_path / "out", journal.Journal.note
+
+    def appears(self: journal.Journal, task: int, record: journal.Record) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "precious.txt").write_text("mine")
+        note(self, task, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal.Journal, "note", appears)
+        result = call("run", "rtn", model, "-o", out)
+    assert result.exit_code == 1
+    assert "was not there when the run began, and is left as it is" in result.stderr
+    assert [file.name for file in out.iterdir()] == ["precious.txt"]
+    shutil.rmtree(out)
+    assert call("run", "rtn", model, "-o", out, "--resume").exit_code == 0
+    assert handmade.contents(out) == clean(model)
+
+
+def test_where_blocks_on_the_disk_are_not_told(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    interrupted(model, tmp_path / "out")
+    told = [name for name in dir(os.stat_result) if name.startswith("st_") and name != "st_blocks"]
+    stat = Path.stat
+
+    def without(self: Path, *, follow_symlinks: bool = True) -> Any:
+        found = stat(self, follow_symlinks=follow_symlinks)
+        here = ".out.onnx-tailor" in self.parts and self.suffix == ".data"
+        return SimpleNamespace(**{name: getattr(found, name) for name in told}) if here else found
+
+    monkeypatch.setattr(Path, "stat", without)
+    assert call("run", "rtn", model, "-o", tmp_path / "out", "--resume").exit_code == 0
+    assert handmade.contents(tmp_path / "out") == clean(model)
 
 
 def test_a_living_run_refuses_the_second(tmp_path: Path, model: Path) -> None:

@@ -69,6 +69,15 @@ def test_what_is_done_already_is_not_asked_for_again(tmp_path: Path) -> None:
     assert not [change for each in again.passes for change in each.changes]
 
 
+def test_weights_behind_dequantizelinear_are_quantized_already(tmp_path: Path) -> None:
+    source = Model(columns=64).save(tmp_path / "model.onnx")
+    chosen = recipe.load("k-quant", settings=["quantize.format=qdq", "quantize.symmetric=true"])
+    pipeline.run(chosen, source, tmp_path / "once")
+    text = recommend(tmp_path / "once")
+    assert lines_about(text, "- quantize") == ["# - quantize"]
+    assert "export it anew" not in text
+
+
 def test_the_command_prints_writes_and_refuses_to_overwrite(tmp_path: Path) -> None:
     source, file = Model().save(tmp_path / "model.onnx"), tmp_path / "r.yaml"
     text = recommend(source)

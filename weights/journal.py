@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import zlib
 from collections.abc import Mapping
@@ -78,7 +79,9 @@ def resume(path: Path, about: Mapping[str, Any]) -> Journal | tuple[str, ...]:
     Raises:
         ValueError: the file is no journal.
     """
-    first, *lines = path.read_text(encoding="utf-8").split("\n")
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1  # what is behind it was cut off while it was written
+    first, *lines = content[:whole].decode().splitlines() or [""]
     header = json.loads(first)
     if not isinstance(header, dict):
         raise ValueError(first)
@@ -86,11 +89,10 @@ def resume(path: Path, about: Mapping[str, Any]) -> Journal | tuple[str, ...]:
     if header != expected:
         return tuple(key for key in expected if header.get(key) != expected[key])
     records = {}
-    for line in lines[:-1]:  # the last is empty, or was cut off while it was written
+    for line in lines:
         task, pieces, measured = json.loads(line)
         records[task] = Record(tuple((n, o, b, c) for n, o, b, c in pieces), tuple(measured))
-    # What was cut off must not stand before the next line.
-    path.write_text("\n".join([first, *lines[:-1], ""]), encoding="utf-8")
+    os.truncate(path, whole)
     return Journal(path, records)
 
 

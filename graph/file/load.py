@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     free_initializers(proto)
     changes = tuple(_leave_training_out(proto))
     try:
-        logging.getLogger("onnx_ir.serde").disabled = True  # what it warns of is refused below, in a sentence
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet("onnx_ir.serde"), warnings.catch_warnings(action="ignore"):
             model = ir.from_proto(proto)
     except Exception as error:  # the deserializer meets strangers' files and raises what it likes
         raise ModelError(f"{path}: the graph cannot be read ({innermost(error)})") from error
@@ -64,6 +64,17 @@ def load(path: Path, open_file: Callable[[Path], DataFile] = DataFile.open) -> T
     locations = sorted({str(file.path.relative_to(path.parent)) for file in sources.files.values()})
     files = {file.path: file for file in (own, *sources.files.values())}
     return TailorModel(model, path, tuple(locations), tuple(files.values()), loading=changes)
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Leave out what a library warns of, which is refused soon after, in a sentence."""
+    found = logging.getLogger(logger)
+    before, found.disabled = found.disabled, True
+    try:
+        yield
+    finally:
+        found.disabled = before
 
 
 def _leave_training_out(model: onnx.ModelProto) -> Iterator[Change]:

@@ -56,4 +56,16 @@ def from_placeholders(model: TailorModel, proto: onnx.ModelProto, weights: Mappi
                 if weight is None:
                     raise ModelError(f"{model.path}: the edited graph's weight {name} refers to a file, {tensor.path}")
                 value.const_value = weight.renamed(name)
+    _keep_metadata(model, result)
     return result
+
+
+def _keep_metadata(model: TailorModel, result: ir.Model) -> None:
+    """Give nodes that are still there what they said of themselves, such as the modules that they are from."""
+    known = {(node.name, node.domain, node.op_type): node for node in model.nodes()}
+    for graph in result.graphs():
+        for node in graph:
+            before = known.get((node.name, node.domain, node.op_type))
+            if node.name and before is not None:
+                node.metadata_props.update(before.metadata_props)
+                node.doc_string = node.doc_string or before.doc_string

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_tailor.graph.constants import Matrix
+from onnx_tailor.graph.constants import Matrix, final_readers
 from onnx_tailor.graph.meaning.heads import head_nodes
 from onnx_tailor.graph.meaning.roles import Place, find_places, paths
 from onnx_tailor.graph.model import TailorModel
@@ -19,7 +19,7 @@ from onnx_tailor.weights.view import Window
 
 @dataclass(frozen=True)
 class Candidate:
-    """One float weight [N, K] and all nodes that read it: more than one for a tied table."""
+    """One float weight [N, K] and the nodes that multiply by it or gather from it: several for a tied table."""
 
     matrix: Matrix
     projections: tuple[Projection, ...]
@@ -44,6 +44,14 @@ class Candidate:
         """The nodes that multiply by it or gather from it; for a choice of matrices, what multiplies by those."""
         gathers = (*(table.node for table in self.tables), *(stack.product for stack in self.stacks))
         return (*(projection.node for projection in self.projections), *gathers)
+
+    @property
+    def others(self) -> tuple[ir.Node, ...]:
+        """The nodes that read its initializers otherwise, and go on to do so whatever becomes of the readers."""
+        matrices = [table.matrix for table in self.tables] + [stack.matrix for stack in self.stacks]
+        roots = dict.fromkeys(m.root for m in (*matrices, *(projection.weight for projection in self.projections)))
+        own = {*self.readers, *(stack.node for stack in self.stacks)}
+        return tuple(node for root in roots for node in final_readers(root) if node not in own)
 
     @property
     def roles(self) -> tuple[str, ...]:

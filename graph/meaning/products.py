@@ -73,14 +73,22 @@ def _stored(value: ir.Value | None, known: dict[ir.Value, str | None]) -> str | 
     """Return the name of the largest initializer behind `value` if nothing but initializers is behind it."""
     if value is None:
         return None
-    if value not in known:
-        known[value] = None  # a loop cannot happen in a graph, but a file may lie
-        producer = value.producer()
-        if producer is None or is_op(producer, "Constant"):
-            known[value] = (value.name or "") if is_constant(value) else None
-        elif not producer.inputs or any(attr.type == ir.AttributeType.GRAPH for attr in producer.attributes.values()):
-            known[value] = None
+    queue, begun = [value], set[ir.Value]()
+    while queue:
+        each = queue[-1]
+        producer = each.producer()
+        inputs = [] if producer is None else [source for source in producer.inputs if source is not None]
+        # A loop cannot happen in a graph, but a file may lie.
+        if each in known:
+            queue.pop()
+        elif producer is None or is_op(producer, "Constant"):
+            known[each] = (each.name or "") if is_constant(each) else None
+        elif not inputs or any(attr.type == ir.AttributeType.GRAPH for attr in producer.attributes.values()):
+            known[each] = None
+        elif each not in begun:
+            begun.add(each)
+            queue += [source for source in inputs if source not in known and source not in begun]
         else:
-            names = [_stored(each, known) for each in producer.inputs if each is not None]
-            known[value] = None if None in names else names[0]
+            names = [known.get(source) for source in inputs]
+            known[each] = None if None in names else names[0]
     return known[value]

@@ -74,19 +74,21 @@ def token_ids(value: ir.Value | None) -> ir.Value | None:
 
 def _sources(value: ir.Value | None) -> set[ir.Value] | None:
     """Return the graph inputs of which `value` is made; None where anything else is in it."""
-    if value is None or is_constant(value):
-        return set()
-    node = value.producer()
-    if node is None:
-        return {value} if value.is_graph_input() else None
-    if not is_op(node, *_CARRY):
-        return None
     found: set[ir.Value] = set()
-    for each in node.inputs[_CARRY[node.op_type]]:
-        inner = _sources(each)
-        if inner is None:
+    seen: set[ir.Value | None] = set()
+    queue = [value]
+    while queue:
+        each = queue.pop()
+        if each in seen or each is None or is_constant(each):
+            continue
+        seen.add(each)
+        node = each.producer()
+        if node is not None and is_op(node, *_CARRY):
+            queue += node.inputs[_CARRY[node.op_type]]
+        elif node is None and each.is_graph_input():
+            found.add(each)
+        else:
             return None
-        found |= inner
     return found
 
 

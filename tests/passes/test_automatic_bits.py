@@ -71,6 +71,11 @@ def test_a_step_goes_to_the_layer_that_costs_more(source: Path, tmp_path: Path) 
 def test_the_plan_is_a_recipe_that_gives_the_same_file(source: Path, tmp_path: Path) -> None:
     """What a measurement rewrites leaves no trace in the model, either."""
     plan = tmp_path / "plan.yaml"
+    plan.write_text("precious")
+    with pytest.raises(UsageError, match=r"plan .*plan\.yaml: exists already and is no plan"):
+        tailor(source, tmp_path / "none", f'bits: auto, budget: 6 bpw, plan: "{plan}"')
+    assert plan.read_text() == "precious"
+    plan.unlink()
     options = f'method: gptq, calibration: c.npz, bits: auto, budget: 6 bpw, plan: "{plan}"'
     options += ', nodes: {"role:v": {bits: 2, block_size: 16}, "role:down": {symmetric: true}}'
     first = tailor(source, tmp_path / "first", options)

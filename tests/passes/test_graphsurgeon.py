@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from language_model import Model, ids, run
 from stored import ranges
@@ -47,6 +48,25 @@ def test_a_function_that_changes_nothing_keeps_every_byte(tmp_path: Path) -> Non
     before, found = run(source, feeds)["logits"], run(tmp_path / "out" / "model.onnx", feeds)["logits"]
     assert np.abs(found - before).max() <= 2e-6 * np.abs(before).max()
     assert len(ranges(tmp_path / "out" / "model.onnx")) == len(ranges(source))
+
+
+def test_what_nodes_and_the_model_say_of_themselves_stays(tmp_path: Path) -> None:
+    """Roles and layers are told by it, and what earlier runs did."""
+    source = Model().save(tmp_path / "model.onnx")
+    model = onnx.load(source, load_external_data=False)
+    model.metadata_props.add(key="license", value="apache-2.0")
+    scopes = {node.name: f"scope of {node.name}" for node in model.graph.node if node.name}
+    for node in model.graph.node:
+        if node.name:
+            node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes[node.name])
+    source.write_bytes(model.SerializeToString())
+    tailor(source, tmp_path / "out", "surgeons:nothing")
+    found = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
+    assert {each.key: each.value for each in found.metadata_props}["license"] == "apache-2.0"
+    kept = {node.name: each.value for node in found.graph.node for each in node.metadata_props}
+    same = [name for name in scopes if name in {node.name for node in found.graph.node}]
+    assert len(same) > 5
+    assert all(kept[name] == scopes[name] for name in same)
 
 
 def test_a_weight_that_it_adds_is_kept(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from language_model import NUMPY, Model, ids, run
 from stored import operators, ranges
@@ -264,6 +265,28 @@ def test_a_weight_that_is_not_finite_is_named_with_its_place(tmp_path: Path, bad
         tailor(source, tmp_path / "out", "bits: 4")
     assert not (tmp_path / "out").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "recipe.yaml"]
+
+
+def test_a_weight_that_something_else_reads_stays(tmp_path: Path) -> None:
+    """It would be stored twice: quantized for its product, in float for the other."""
+    source = Model().save(tmp_path / "model.onnx")
+    model = onnx.load(source, load_external_data=False)
+    weight = next(node for node in model.graph.node if "0/mlp/up_proj" in node.name).input[1]
+    model.graph.node.append(onnx.helper.make_node("ReduceSum", [weight], ["sum"], name="/sum", keepdims=0))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, []))
+    source.write_bytes(model.SerializeToString())
+    report = tailor(source, tmp_path / "out", "bits: 4")
+    skip = skips(report)["/model/layers.0/mlp/up_proj/MatMul"]
+    assert skip.reason == "ReduceSum /sum reads it too and needs its floats, so that it would be stored twice"
+    before = sum(change.bytes_before - change.bytes_after for change in changes(report).values())
+    assert abs(before - (report.before.weight_bytes - report.after.weight_bytes)) < 100  # shapes around the Gathers
+
+
+def test_layers_are_ranges_of_any_length(tmp_path: Path) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    report = tailor(source, tmp_path / "out", 'nodes: {"role:up": {bits: 8, layers: "1-99999999"}}')
+    bits = {name: change.details["bits"] for name, change in changes(report).items() if "up_proj" in name}
+    assert sorted(bits.values()) == [4, 8]
 
 
 def test_a_second_time_changes_nothing(tmp_path: Path) -> None:

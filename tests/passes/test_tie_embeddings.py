@@ -319,6 +319,22 @@ def test_forced_values_are_the_tables(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs(tied)[0], outputs(model)[0] / 2, rtol=1e-5, atol=1e-5)
 
 
+def test_a_copy_that_something_else_reads_is_not_saved(tmp_path: Path) -> None:
+    body = f"{GATHER} logits = MatMul(h, W) largest = ReduceMax<keepdims = 0>(W)"
+    model = build(tmp_path / "model.onnx", body, COPY, outputs=f"{OUTPUTS}, float largest")
+    tied, report = tie(model)
+    (change,) = results(report)[0]
+    assert (change.bytes_before, change.bytes_after) == (V * K * 4, V * K * 4)
+    assert outputs(tied)[1] == outputs(model)[1]
+
+
+def test_a_long_chain_before_a_weight(tmp_path: Path) -> None:
+    """Longer than the interpreter's stack is deep."""
+    chain = " ".join(f"w{i + 1} = Identity(w{i})" for i in range(1500))
+    body = f"{GATHER} w0 = Identity(W) {chain} logits = MatMul(h, w1500)"
+    assert_tied(build(tmp_path / "model.onnx", body, COPY))
+
+
 def test_what_is_forced_is_the_nearest_table(tmp_path: Path) -> None:
     """Of two tables one is proved, or none is."""
     body = "a = Gather(A, input_ids) b = Gather(B, input_ids) h = Add(a, b) w = Cast<to = 1>(W) logits = MatMul(h, w)"

@@ -30,3 +30,21 @@ def test_every_read_is_right_and_the_oldest_blocks_make_room(monkeypatch: pytest
     again = len(fetched)
     held.read_into(url, len(content), start, memoryview(buffer), fetch)
     assert len(fetched) == again
+
+
+def test_a_write_that_fails_loses_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "BLOCK", 64)
+    content, url, held = bytes(range(256)), Url("s3://b/x"), spool.Spool(2)
+
+    def read(block: int) -> bytes:
+        buffer = bytearray(64)
+        held.read_into(url, len(content), 64 * block, memoryview(buffer), lambda first, last: content[first:last])
+        return bytes(buffer)
+
+    assert (read(0), read(1)) == (content[:64], content[64:128])
+    with monkeypatch.context() as patch:
+        patch.setattr(held, "_file", None)
+        with pytest.raises(AttributeError):
+            read(2)
+    for block in (3, 1, 2, 0, 3):
+        assert read(block) == content[64 * block : 64 * block + 64]
