@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnx_tailor import __version__, recipes
-from onnx_tailor.console import units
+from onnx_tailor import __version__, recipes, units
 from onnx_tailor.console.arguments import (
     ClientName,
     LimitOption,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import onnx_tailor.passes as registry
     import onnx_tailor.recommend as recommendation
     import onnx_tailor.verify as measure
-    from onnx_tailor import option_errors, pipeline
+    from onnx_tailor import pipeline, spelling
     from onnx_tailor import recipe as reading
     from onnx_tailor.calibration import calibrate as calibrating
     from onnx_tailor.calibration import tokens as calibration_tokens
@@ -55,7 +54,7 @@ else:
     listing = lazy("onnx_tailor.console.listing")
     measuring = lazy("onnx_tailor.console.measuring")
     measure = lazy("onnx_tailor.verify")
-    option_errors = lazy("onnx_tailor.option_errors")
+    spelling = lazy("onnx_tailor.spelling")
     pipeline = lazy("onnx_tailor.pipeline")
     progress = lazy("onnx_tailor.console.progress")
     reading = lazy("onnx_tailor.recipe")
@@ -146,7 +145,8 @@ def run(
         chosen = reading.load(recipe, settings=settings or ())
         options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
         watch = progress.progress()
-        check = measuring.run_check(options, source, limit or (), report, watch, wanted=verify, dry_run=dry_run)
+        page = None if report is None else building.page_writer(report)
+        check = measuring.run_check(options, source, limit or (), page, watch, wanted=verify, dry_run=dry_run)
         try:
             done = pipeline.run(
                 chosen,
@@ -317,7 +317,7 @@ def passes(
 ) -> None:
     """List the passes, or show one with its options."""
     if name is not None and name not in registry.PASSES:
-        advice = option_errors.nearest(name, tuple(registry.PASSES))
+        advice = spelling.nearest(name, tuple(registry.PASSES))
         raise UsageError(f"no pass is called {name!r}{advice or '; `onnx-tailor passes` lists them'}")
     if as_json:
         shown = [registry.PASSES[name]] if name else list(registry.PASSES.values())
@@ -335,7 +335,7 @@ def recipes_(
 ) -> None:
     """List the shipped recipes, or print one, to be saved and edited."""
     if name is not None and name not in recipes.names():
-        advice = option_errors.nearest(name, recipes.names())
+        advice = spelling.nearest(name, recipes.names())
         raise UsageError(f"no recipe is called {name!r}{advice or '; `onnx-tailor recipes` lists them'}")
     if as_json:
         shown = [name] if name else recipes.names()

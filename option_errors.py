@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from onnx_tailor.spelling import nearest
 from onnx_tailor.yaml_tree import Position, Problem, Tree
 
 if TYPE_CHECKING:
@@ -57,12 +57,6 @@ def _adapter(cls: type[Pass]) -> TypeAdapter[tuple[Pass]]:
     config = ConfigDict(extra="forbid", strict=True)
     holder: Any = GenericAlias(tuple, (cls,))
     return TypeAdapter(holder, config=config)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return "; did you mean x?" for the known spelling nearest to `word`, or "" where none is near."""
-    found = get_close_matches(word.lower(), known, n=1, cutoff=0.55)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def show(value: object) -> str:

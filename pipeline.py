@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, get_args
 
 from onnx_tailor import __version__
 from onnx_tailor.cluster.choose import THREADS, executor_of
-from onnx_tailor.errors import ModelError, OptionError, UsageError
+from onnx_tailor.errors import OptionError, UsageError
 from onnx_tailor.graph.file.annotations import forget_named_sizes
 from onnx_tailor.graph.file.load import load
-from onnx_tailor.graph.file.places import onnx_files
+from onnx_tailor.graph.file.places import model_files
 from onnx_tailor.graph.file.size import measure
 from onnx_tailor.graph.meaning.heads import Head, QuantizedHead, find_heads
 from onnx_tailor.graph.meaning.inspection import Inspection, inspect_model
@@ -159,25 +159,6 @@ def inspect(model: Path) -> Inspection:
         loaded = load(file)
         files.append(inspect_model(loaded, _bytes_on_disk([loaded])))
     return Inspection(model, tuple(files))
-
-
-def model_files(model: Path) -> list[Path]:
-    """Return the ONNX files that `model` names.
-
-    Raises:
-        ModelError: there is none.
-    """
-    try:
-        model.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # a RuntimeError where links form a circle
-        said = "links that form a circle" if isinstance(error, RuntimeError) else (error.strerror or str(error))
-        raise ModelError(f"{model}: cannot be read ({said})") from error
-    if model.is_dir():
-        found = onnx_files(model)
-        if not found:
-            raise ModelError(f"{model}: the folder holds no .onnx file")
-        return found
-    return [model]
 
 
 def _loading(model: TailorModel) -> list[PassReport]:

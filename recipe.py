@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from onnx_tailor import recipes
 from onnx_tailor.errors import OptionError, UsageError
-from onnx_tailor.option_errors import build, describe, listed, nearest, show
+from onnx_tailor.option_errors import build, describe, listed, show
 from onnx_tailor.passes import BROKEN, PASSES
+from onnx_tailor.spelling import nearest
 from onnx_tailor.targets import TARGETS
 from onnx_tailor.yaml_tree import Entry, Position, Problem, Tree, read, refuse
 

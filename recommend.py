@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_tailor import pipeline
 from onnx_tailor import recipe as recipes
-from onnx_tailor.console.units import size, span
 from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.places import model_files
 from onnx_tailor.graph.packing.packed import Packed, find_packed
 from onnx_tailor.targets import DEFAULT, TARGETS, Target
+from onnx_tailor.units import size, span
 
 if TYPE_CHECKING:
     from onnx_tailor.graph.meaning.inspection import FileInspection
@@ -65,7 +66,7 @@ def _head(model: Path, target: str, report: Report) -> list[str]:
 
 def _unpack(model: Path) -> _Step | None:
     packed: Counter[str] = Counter()
-    for file in pipeline.model_files(model):
+    for file in model_files(model):
         packed.update(", ".join(each.roles) for each in find_packed(load(file)) if isinstance(each, Packed))
     if not packed:
         return None

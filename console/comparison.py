@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnx_tailor.console.findings import show_blame, show_trace
-from onnx_tailor.console.units import figure, percent
+from onnx_tailor.console.lines import print_line
+from onnx_tailor.units import figure, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,19 +43,19 @@ def show_measured(measured: Sequence[Measured], *, trace: bool = False) -> None:
         console.print(_side_by_side(found, names))
     for name, each in zip(names, measured, strict=True):
         if len(found) > 1 and ((trace and each.trace) or each.blame):
-            _line(console, name, "bold")
+            print_line(console, name, "bold")
         if trace and each.trace is not None:
             show_trace(console, each.trace)
         if each.blame is not None:
             show_blame(console, each.blame)
     for name, each in zip(names, measured, strict=True):
         for line in each.exceeded:
-            _line(console, f"limit exceeded: {f'{name}: ' if len(found) > 1 else ''}{line}", "red")
+            print_line(console, f"limit exceeded: {f'{name}: ' if len(found) > 1 else ''}{line}", "red")
     for note in dict.fromkeys(note for each in found for note in each.notes):
-        _line(console, note, "yellow")
-    _line(console, f"{found[0].tokens:,} tokens, {found[0].source}", "dim")
+        print_line(console, note, "yellow")
+    print_line(console, f"{found[0].tokens:,} tokens, {found[0].source}", "dim")
     if found[0].random:
-        _line(console, "random tokens show whether two models compute the same; --text measures quality", "dim")
+        print_line(console, "random tokens show whether two models compute the same; --text measures quality", "dim")
 
 
 def _show(console: Console, comparison: Comparison) -> None:
@@ -65,13 +66,13 @@ def _show(console: Console, comparison: Comparison) -> None:
         console.print(_worst(comparison))
     console.print(_outputs(comparison))
     if len(comparison.outputs) > _SHOWN_OUTPUTS:
-        _line(console, f"and {len(comparison.outputs) - _SHOWN_OUTPUTS} outputs that differ no more", "dim")
+        print_line(console, f"and {len(comparison.outputs) - _SHOWN_OUTPUTS} outputs that differ no more", "dim")
     for title, names in (
         ("only in the reference", comparison.only_reference),
         ("only in the candidate", comparison.only_candidate),
     ):
         if names:
-            _line(console, f"{title}: {', '.join(names)}")
+            print_line(console, f"{title}: {', '.join(names)}")
 
 
 def _figures(comparison: Comparison) -> Table:
@@ -159,8 +160,3 @@ def short_names(files: Sequence[str]) -> list[str]:
 def _visible(text: str) -> str:
     """Return the text on one line, its line breaks and control characters shown."""
     return "".join(char if char.isprintable() else "\u21b5" if char == "\n" else "\u00b7" for char in text)
-
-
-def _line(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which brackets are brackets."""
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

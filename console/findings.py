@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onnx_tailor.console.units import figure, size
+from onnx_tailor.console.lines import print_line
+from onnx_tailor.units import figure, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,14 +28,14 @@ _SHOWN = 10
 def show_trace(console: Console, trace: Trace) -> None:
     """Print the first place that differs, the largest growth, what stands out, and the growth by layer."""
     if trace.first is None:
-        _line(console, f"trace: all {len(trace.points)} places hold the same values to the last bit")
+        print_line(console, f"trace: all {len(trace.points)} places hold the same values to the last bit")
         return
-    _line(console, f"trace: first different at {_place(trace.first)}")
+    print_line(console, f"trace: first different at {_place(trace.first)}")
     if trace.step is not None and trace.step != trace.first:
-        _line(console, f"trace: grows most at {_place(trace.step)}")
+        print_line(console, f"trace: grows most at {_place(trace.step)}")
     if trace.outlier is not None:
         odd = trace.outlier
-        _line(
+        print_line(
             console,
             f"trace: channel {odd.channel} of {odd.label} stands out: {_percent(odd.channel_error)} off where the "
             f"median channel is {_percent(odd.median_error)}",
@@ -66,10 +67,10 @@ def layer_errors(points: Iterable[Point]) -> list[tuple[str, float, Point, float
 def show_blame(console: Console, blame: Blame) -> None:
     """Print the weights with the largest shares, each with the line that would mend it."""
     if not blame.shares:
-        _line(console, "blame: no weight of the candidate differs from the reference's")
+        print_line(console, "blame: no weight of the candidate differs from the reference's")
     else:
         total = sum(share.kl for share in blame.shares)
-        _line(
+        print_line(
             console,
             f"blame: each of {len(blame.shares)} weights alone in the otherwise original model, over "
             f"{blame.tokens} tokens; together {figure(total)} of the candidate's {figure(blame.kl)} nats",
@@ -92,14 +93,14 @@ def show_blame(console: Console, blame: Blame) -> None:
         console.print(Padding(table, (0, 0, 0, 2)))
     for share in blame.shares:
         if share.odd_row is not None:
-            _line(
+            print_line(
                 console,
                 f"blame: row {share.odd_row} of {share.label} ({share.weight}) is {_percent(share.odd_row_error)} off "
                 f"where the median row is {_percent(share.relative_error)}: no rounding does that",
                 "yellow",
             )
     for line in blame.skipped:
-        _line(console, f"blame: not tried: {line}", "dim")
+        print_line(console, f"blame: not tried: {line}", "dim")
 
 
 def _percent(error: float) -> str:
@@ -111,8 +112,3 @@ def _place(point: Point) -> str:
     """Return a place with its error and its worst channel."""
     channel = "" if point.channel is None else f", most in channel {point.channel} ({_percent(point.channel_error)})"
     return f"{point.label}: {_percent(point.relative_error)}{channel}"
-
-
-def _line(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which brackets are brackets."""
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

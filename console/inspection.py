@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnx_tailor.console.units import size, span
+from onnx_tailor.console.lines import print_line
+from onnx_tailor.units import size, span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +35,9 @@ def show_inspection(inspection: Mapping[str, Any]) -> None:
 
 def _show_file(console: Console, file: Mapping[str, Any]) -> None:
     """Print one file: its size, table, head and tie, and its projections."""
-    _line(console, str(file["file"]), "bold")
+    print_line(console, str(file["file"]), "bold")
     found = file["size"]
-    _line(
+    print_line(
         console,
         f"  {size(found['weight_bytes'])} of weights, {found['parameters']:,} parameters, "
         f"{found['bits_per_weight']:.3f} bits per weight",
@@ -44,17 +45,17 @@ def _show_file(console: Console, file: Mapping[str, Any]) -> None:
     for table in file["tables"]:
         dtype, shape = table["dtype"], _shape(table["shape"])
         form = f"{table['bits']} bits, layout {table['layout']}" if "layout" in table else dtype.lower()
-        _line(console, f"  table {table['weight']}: {shape} {form}, {size(table['bytes'])}")
+        print_line(console, f"  table {table['weight']}: {shape} {form}, {size(table['bytes'])}")
         if "unclear" in table:
-            _line(console, f"    not understood: {table['unclear']}")
+            print_line(console, f"    not understood: {table['unclear']}")
     for head in file["heads"]:
         facts = ", ".join(f"{key} {value}" for key, value in head.items() if value is not None)
-        _line(console, f"  head {facts}")
+        print_line(console, f"  head {facts}")
     tied = file["tied"]
     proof = f" ({tied['proof']})" if tied.get("proof") else ""
-    _line(console, f"  {_TIED.get(tied['state'], tied['state'])}{proof}")
+    print_line(console, f"  {_TIED.get(tied['state'], tied['state'])}{proof}")
     for receipt in file["receipts"]:
-        _line(console, f"  made by {_receipt(receipt)}")
+        print_line(console, f"  made by {_receipt(receipt)}")
     if file["projections"]:
         console.print(_projections(file["projections"]))
 
@@ -98,8 +99,3 @@ def _projections(projections: list[Mapping[str, Any]]) -> Table:
 def _shape(shape: list[int]) -> str:
     """Return a shape as "640x1024"."""
     return "x".join(str(length) for length in shape)
-
-
-def _line(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which brackets are brackets."""
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.text import Text
 
-from onnx_tailor.console.units import size
+from onnx_tailor.console.lines import print_line
+from onnx_tailor.units import size
 
 if TYPE_CHECKING:
     from onnx_tailor.lint.finding import Finding
@@ -30,20 +30,15 @@ def show_lint(found: Lint) -> None:
         cost = sum(finding.bytes for finding in alike)
         places = [finding.where for finding in alike]
         named = ", ".join(places[:_NAMED]) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
-        _line(
+        print_line(
             console, f"{level} {rule}: {named}{f' ({size(cost)})' if cost else ''}", "red" if level == "problem" else ""
         )
-        _line(console, f"  {what}")
+        print_line(console, f"  {what}")
         if mend is not None:
-            _line(console, f"  recipe: - {mend}", "dim")
+            print_line(console, f"  recipe: - {mend}", "dim")
     problems, notes = len(found.problems), len(found.findings) - len(found.problems)
-    _line(console, f"{_count(problems, 'problem')}, {_count(notes, 'note')} for the target {found.target}", "bold")
+    print_line(console, f"{_count(problems, 'problem')}, {_count(notes, 'note')} for the target {found.target}", "bold")
 
 
 def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
-
-
-def _line(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which brackets are brackets."""
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnx_tailor.report import Report
     from onnx_tailor.verify import Blame, Comparison, Tokens, Trace
 
+    Page = Callable[[Path, Path, "Measured", Report], None]
+
 __all__ = ["Check", "Measured", "TokenOptions", "measure", "model_file", "read_tokens", "run_check"]
 
 
@@ -53,7 +55,7 @@ class Check:
         model: Path,
         limits: Mapping[str, float],
         progress: Progress,
-        page: Callable[[Path, Path, Measured, Report], None] | None = None,
+        page: Page | None = None,
     ) -> None:
         """Read the tokens, so that a mistake in them comes before the work.
 
@@ -95,25 +97,21 @@ def run_check(
     options: TokenOptions,
     source: Place,
     limits: Sequence[str],
-    page: Path | None,
+    page: Page | None,
     progress: Progress,
     *,
     wanted: bool,
     dry_run: bool,
 ) -> Check | None:
-    """Return the check that `run` was asked for by --verify, with a page about it at the path `page`.
+    """Return the check that `run` was asked for by --verify, with a page about it that `page` writes.
 
     Raises:
         UsageError: the options do not fit together.
-
     """
     if wanted and not dry_run:
         if not isinstance(source, Path):
             raise UsageError(f"{source}: --verify runs both models, which must be on this machine; leave it out")
-        from onnx_tailor.reporting.build import page_writer  # reads this module
-
-        writer = None if page is None else page_writer(page)
-        return Check(options, source, verify.parse_limits(limits), progress, writer)
+        return Check(options, source, verify.parse_limits(limits), progress, page)
     if wanted or limits or page or options.given:
         what = "a dry run makes no model to verify" if wanted else "the tokens, --limit and --report belong to --verify"
         raise UsageError(f"{what}; leave out the one or the other")

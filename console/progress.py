@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from onnx_tailor.console.units import size
+from onnx_tailor.units import size
 
 __all__ = ["Bar", "Lines", "progress"]
 

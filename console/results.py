@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
-from onnx_tailor.console.units import change, size
+from onnx_tailor.console.lines import print_line
 from onnx_tailor.console.weights import weights
+from onnx_tailor.units import change, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,20 +31,20 @@ def show_report(report: Report) -> None:
     several = len({done.file for done in report.passes}) > 1
     for done in report.passes:
         where = f" ({done.file})" if several else ""
-        _line(console, f"{done.name}{where}", "bold")
+        print_line(console, f"{done.name}{where}", "bold")
         for line in _changes(done):
-            _line(console, f"  {line}")
+            print_line(console, f"  {line}")
         for line in _skips(done):
-            _line(console, f"  {line}", "dim")
+            print_line(console, f"  {line}", "dim")
         if not done.changes and not done.skips:
-            _line(console, "  nothing to do", "dim")
+            print_line(console, "  nothing to do", "dim")
         if (table := weights(done)) is not None:
             console.print(Padding(table, (0, 0, 0, 2)))
     console.print(_sizes(report))
     if report.forecast is not None:
         _forecast(console, report.forecast)
     end = "dry run: nothing was written" if report.out is None else f"wrote {report.out}"
-    _line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
+    print_line(console, f"{end} ({report.seconds:.1f} s, target {report.target})")
 
 
 def _sizes(report: Report) -> Table:
@@ -72,24 +72,24 @@ def _sizes(report: Report) -> Table:
 def _forecast(console: Console, expected: Forecast) -> None:
     """Print what a run would write and need."""
     for name, count in expected.file_bytes.items():
-        _line(console, f"{name}: {size(count)}")
+        print_line(console, f"{name}: {size(count)}")
     needs = f"disk {size(expected.disk_bytes)}, memory at most about {size(expected.memory_bytes)}"
-    _line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
+    print_line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
     if expected.seconds is not None:
-        _line(console, f"takes about {max(1, round(expected.seconds))} s on this machine")
+        print_line(console, f"takes about {max(1, round(expected.seconds))} s on this machine")
 
 
 def show_check(found: Checked) -> None:
     """Print which files are as they were written."""
     console = Console()
     for name in found.missing:
-        _line(console, f"missing: {name}", "red")
+        print_line(console, f"missing: {name}", "red")
     for name in found.different:
-        _line(console, f"not the bytes that were written: {name}", "red")
+        print_line(console, f"not the bytes that were written: {name}", "red")
     for name in found.unknown:
-        _line(console, f"not in the report: {name}", "dim")
+        print_line(console, f"not in the report: {name}", "dim")
     total = len(found.equal) + len(found.missing) + len(found.different)
-    _line(console, f"{len(found.equal)} of {total} files are as the report says")
+    print_line(console, f"{len(found.equal)} of {total} files are as the report says")
 
 
 def _changes(done: PassReport) -> list[str]:
@@ -124,15 +124,10 @@ def show_calibration(report: CalibrationReport) -> None:
     """Print what was gathered, and what the tokens are worth."""
     console = Console()
     kind = "mean squares and Hessians" if report.hessians else "mean squares"
-    _line(console, f"{kind} of {report.inputs} inputs over {report.tokens:,} tokens, {report.source}")
+    print_line(console, f"{kind} of {report.inputs} inputs over {report.tokens:,} tokens, {report.source}")
     if report.random:
         advice = "a text is better: give --text FILE and --tokenizer tokenizer.json, or put tokenizer.json beside MODEL"
-        _line(console, f"random tokens tell little of what the model will read; {advice}", "yellow")
+        print_line(console, f"random tokens tell little of what the model will read; {advice}", "yellow")
     for where, reason in report.skipped.items():
-        _line(console, f"  left alone: {where}: {reason}", "dim")
-    _line(console, f"wrote {report.out} ({size(report.file_bytes)})")
-
-
-def _line(console: Console, line: str, style: str = "") -> None:
-    """Print a line in which brackets are brackets."""
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)
+        print_line(console, f"  left alone: {where}: {reason}", "dim")
+    print_line(console, f"wrote {report.out} ({size(report.file_bytes)})")

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from onnx_tailor.console.units import size, span
+from onnx_tailor.units import size, span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -38,13 +38,13 @@ def equal_weights(subject: Subject) -> Iterator[Finding]:
                     yield subject.problem("duplicate", names[0], what, bytes_=size)
 
 
-def _grouped(views: dict[View, ir.Value], key: object) -> list[dict[View, ir.Value]]:
+def _grouped(views: dict[View, ir.Value], key: Callable[[View], bytes]) -> list[dict[View, ir.Value]]:
     """Return the groups of at least two views that `key` finds alike."""
     if len(views) < 2:
         return []
     groups: dict[bytes, dict[View, ir.Value]] = {}
     for view, value in views.items():
-        groups.setdefault(key(view), {})[view] = value  # type: ignore[operator]  # one of the two functions below
+        groups.setdefault(key(view), {})[view] = value
     return [group for group in groups.values() if len(group) > 1]
 
 

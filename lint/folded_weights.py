@@ -49,7 +49,7 @@ def _feeds_products(node: ir.Node) -> bool:
 
 
 def _widens_scales(node: ir.Node) -> bool:
-    """Whether these are scales that were stored in a narrower type on purpose; see `graph.scales`."""
+    """Whether these are scales that were stored in a narrower type on purpose; see `graph.tables.scales`."""
     uses = list(node.outputs[0].uses())
     return is_op(node, "Cast") and bool(uses) and all(use.node.domain == MICROSOFT and use.idx == 2 for use in uses)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_tailor.graph.file.load import load
+from onnx_tailor.graph.file.places import model_files
 from onnx_tailor.lint import (
     accuracy,
     bindings,
@@ -21,7 +22,6 @@ from onnx_tailor.lint import (
     vocabulary,
 )
 from onnx_tailor.lint.finding import Finding, Mend, Rule, Subject
-from onnx_tailor.pipeline import model_files
 from onnx_tailor.targets import TARGETS
 
 __all__ = ["RULES", "Finding", "Lint", "Mend", "lint"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from onnx_tailor.calibration.bit_budget import FLOAT, Form, Weighed
 from onnx_tailor.calibration.goal import Goal
 from onnx_tailor.graph.file.save import outside
-from onnx_tailor.graph.file.size import graph_bytes, measure
+from onnx_tailor.graph.file.size import measure, nodes_bytes
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.graph.meaning.mixtures import find_mixtures
 from onnx_tailor.graph.model import TailorModel
@@ -165,7 +165,7 @@ def bytes_left(
     around = 0
     for part, earlier in zip(parts, equal, strict=True):
         stored_here = sum(not (one_store and each.matrix.view in earlier) for each in part.candidates)
-        around += graph_bytes(part.model) + _GRAPH_BYTES * len(part.candidates) + _GAPS * stored_here
+        around += nodes_bytes(part.model) + _GRAPH_BYTES * len(part.candidates) + _GAPS * stored_here
     goal_bytes = goal.weight_bytes(whole.parameters, around)
     if goal_bytes is None:
         return None

@@ -14,12 +14,12 @@ from typing import Any
 from onnx_tailor import __version__
 from onnx_tailor.console.findings import layer_errors
 from onnx_tailor.console.measuring import Measured
-from onnx_tailor.console.units import change, figure, percent, size, span
 from onnx_tailor.console.weights import decided_by, is_weight
 from onnx_tailor.errors import UsageError
 from onnx_tailor.report import Change, PassReport, Skip
 from onnx_tailor.reporting import charts
 from onnx_tailor.reporting.size_map import SizeMap, by_role, size_map
+from onnx_tailor.units import change, figure, percent, size, span
 
 __all__ = ["Subject", "check_path", "passes_of", "write_page"]
 

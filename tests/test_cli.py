@@ -18,10 +18,10 @@ from onnx_tailor.console.arguments import LIMIT_HELP
 from onnx_tailor.console.comparison import short_names
 from onnx_tailor.console.options import options
 from onnx_tailor.console.progress import Lines
-from onnx_tailor.console.units import change, size, span
 from onnx_tailor.errors import ModelError
 from onnx_tailor.passes import PASSES
 from onnx_tailor.targets import TARGETS
+from onnx_tailor.units import change, size, span
 from onnx_tailor.verify import LIMITS
 
 if TYPE_CHECKING:

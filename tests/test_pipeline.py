@@ -12,8 +12,8 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from onnx_tailor import pipeline
 from onnx_tailor.cli import app
+from onnx_tailor.graph.file.places import model_files
 
 
 def call(*arguments: object) -> Result:
@@ -182,4 +182,4 @@ def test_running_twice_changes_nothing(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_folder_of_nothing_but_a_model_file_is_its_only_member(model: Path) -> None:
-    assert pipeline.model_files(model.parent) == [model]
+    assert model_files(model.parent) == [model]

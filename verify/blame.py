@@ -7,6 +7,7 @@ the shares of all weights add up to about the candidate's own divergence.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,5 +171,4 @@ def _entry(weight: StoredWeight, bits: int | str) -> str:
         return f'role:{marks[0].role}: {{bits: {bits}, layers: "{marks[0].layer}"}}'
     if marks and marks[0].layer is None and marks[0].alone:
         return f"role:{marks[0].role}: {bits}"
-    name = "".join(f"[{char}]" if char in "*?[" else char for char in weight.name)
-    return f'"{name}": {bits}'
+    return f'"{glob.escape(weight.name)}": {bits}'

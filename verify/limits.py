@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnx_tailor.errors import UsageError
-from onnx_tailor.option_errors import nearest
+from onnx_tailor.spelling import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Where two models part: how far apart the values inside them are, place by place.
 
-The places are matched by their meaning (see `graph.landmarks`); where the graphs share none, by the names of values
-that both have.
+The places are matched by their meaning (see `graph.meaning.landmarks`); where the graphs share none, by the names of
+values that both have.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def require_ordinary(path: Path) -> None:
 
 @dataclass(frozen=True)
 class InlineBytes:
-    """The bytes of a weight so small that it lies inside the ONNX file; reads like a `DataFile`. Equal when equal."""
+    """The bytes of a weight that the ONNX file holds value by value; reads like a `DataFile`. Equal when equal."""
 
     content: bytes = field(repr=False)
 

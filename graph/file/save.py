@@ -61,7 +61,8 @@ def plan_storage(
 
 def outside(model: TailorModel) -> list[WeightTensor]:
     """Return the weights of a model that are too large for its ONNX file."""
-    return [value.const_value for value in weight_tensors(model) if _is_outside(value)]  # type: ignore[misc]
+    tensors = (value.const_value for value in weight_tensors(model) if _is_outside(value))
+    return [tensor for tensor in tensors if isinstance(tensor, WeightTensor)]
 
 
 def graph_bytes(model: TailorModel, storage: Storage, store: str) -> int:

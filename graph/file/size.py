@@ -58,7 +58,7 @@ def measure(models: Sequence[TailorModel], file_bytes: int, same: Mapping[Blob, 
     )
 
 
-def graph_bytes(model: TailorModel) -> int:
+def nodes_bytes(model: TailorModel) -> int:
     """Return the bytes of the model's protobuf without its weights, but with what says where they lie."""
     graph = model.ir_model.clone()
     for each in graph.graphs():

@@ -6,34 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.activations import ACTIVATIONS
 from onnx_tailor.graph.meaning.dataflow import Flow
 from onnx_tailor.graph.meaning.products import Product
 from onnx_tailor.graph.model import is_contrib, is_op
 
-_ACTIVATIONS = frozenset(
-    {
-        "BiasGelu",
-        "Celu",
-        "Elu",
-        "Erf",
-        "FastGelu",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "QuickGelu",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Silu",
-        "Softplus",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    }
-)
 _CONVOLUTIONS = frozenset({"Conv", "CausalConvWithState"})
 
 
@@ -108,7 +85,7 @@ def _network(flow: Flow, down: Product, used: set[ir.Node]) -> FeedForward | Non
     if passed & _CONVOLUTIONS:
         roles = dict.fromkeys(feeding, "conv_in") | {down.node: "conv_out"}
         return FeedForward(roles, source, output, mixing=True)
-    if not passed & _ACTIVATIONS:
+    if not passed & ACTIVATIONS:
         return None
     gated = {node for node, product in feeding.items() if _is_activated(flow, product, down)}
     if len(feeding) == 1:
@@ -124,7 +101,7 @@ def _network(flow: Flow, down: Product, used: set[ir.Node]) -> FeedForward | Non
 def _is_activated(flow: Flow, product: Product, down: Product) -> bool:
     """Whether a product's output passes through an activation before it meets another's in a multiplication."""
     reached = flow.after(product.node.outputs[0], stop=lambda node, _: node is down.node)
-    ways = [node for node in reached.passed if node.op_type in _ACTIVATIONS]
+    ways = [node for node in reached.passed if node.op_type in ACTIVATIONS]
     for node in ways:
         value = node.inputs[0]
         behind = flow.before(value) if value is not None else None

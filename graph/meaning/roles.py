@@ -38,8 +38,6 @@ _ROLES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("down", r"down_proj|fc2|fc_out|mlp\.c_proj|w2|mlp\.Wo|output\.dense|lin2|dense_4h_to_h"),
     )
 )
-ROLES = (*dict.fromkeys(role for role, _ in _ROLES), "kv", "transform", "lm_head", "embedding")
-"""The roles that a selector may name."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.activations import ACTIVATIONS
 from onnx_tailor.graph.constants import Matrix, constant_matrix, is_constant
 from onnx_tailor.graph.model import MICROSOFT, is_op
 
@@ -23,9 +24,7 @@ _ANY_INPUT = frozenset({"Add", "Sub", "Mul", "Div", "Concat", "Where", "ScatterN
 # What may stand between the scores and their Softmax, and between the Softmax and the product with the values.
 _SCORES = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Tanh", "Reshape", "Identity", "Clip", "Dropout"})
 
-_GELUS = frozenset({"Erf", "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "Tanh"})
-_ACTIVATIONS = _GELUS | {"Sigmoid", "HardSigmoid", "Swish", "HardSwish", "Mish", "Softplus", "Relu", "Elu", "LeakyRelu"}
-_ELEMENTWISE = _ACTIVATIONS | {"Add", "Sub", "Mul", "Div", "Pow", "Cast", "Identity", "Clip", "Min", "Max", "Sqrt"}
+_ELEMENTWISE = ACTIVATIONS | {"Add", "Sub", "Mul", "Div", "Pow", "Cast", "Identity", "Clip", "Min", "Max", "Sqrt"}
 
 
 def part_roles(parts: Sequence[Sequence[ir.Value]]) -> tuple[str, ...] | None:
@@ -113,7 +112,7 @@ def _made_of(value: ir.Value | None, part: Sequence[ir.Value]) -> bool | None:
     node = value.producer()
     if node is None or node.op_type not in _ELEMENTWISE:
         return None
-    activated = node.op_type in _ACTIVATIONS
+    activated = node.op_type in ACTIVATIONS
     for source in node.inputs:
         if source is None or is_constant(source):
             continue
