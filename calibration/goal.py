@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from onnx_tailor.errors import OptionError
+from onnx_tailor.errors import OptionError, UsageError
+from onnx_tailor.units import parse_size
 
-_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _BITS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*bpw\s*")
-_SIZE = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})\s*")
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,14 @@ class Goal:
         return self.file_bytes - around if self.file_bytes is not None else None
 
 
+def _bytes(text: str) -> int | None:
+    """Return the bytes that a size with its unit says; None where it says none."""
+    try:
+        return parse_size(text) if text.strip()[-1:].isalpha() else None
+    except UsageError:
+        return None
+
+
 def parse_goal(budget: str | None, size: str | None, kl: float | None) -> Goal | None:
     """Read the options; None where all are missing.
 
@@ -51,14 +58,14 @@ def parse_goal(budget: str | None, size: str | None, kl: float | None) -> Goal |
     if budget is not None:
         found = _BITS.fullmatch(budget)
         if found is None:
-            hint = f"; say `size: {budget}`" if _SIZE.fullmatch(budget) else ""
+            hint = "" if _bytes(budget) is None else f"; say `size: {budget}`"
             raise OptionError(f'budget {budget!r} is no bits per weight, as in "4.7 bpw"{hint}', key=("budget",))
         return Goal(bits_per_weight=float(found[1]))
     if size is not None:
-        found = _SIZE.fullmatch(size)
-        if found is None:
+        limit = _bytes(size)
+        if limit is None:
             raise OptionError(f'size {size!r} is no size, as in "180 MB"', key=("size",))
-        return Goal(file_bytes=int(float(found[1]) * _UNITS[found[2]]))
+        return Goal(file_bytes=limit)
     if kl is not None and not kl > 0:
         raise OptionError(f"kl {kl:g} is not above zero, and only the original has zero", key=("kl",))
     return Goal(kl=kl) if kl is not None else None

@@ -54,7 +54,9 @@ def with_explicit_bits(
     else:
         forms = _within_bytes(judges, budget)
     nodes = _nodes(parts, shared, forms)
-    explicit = [exactly(part.options, each | dict(part.options.nodes)) for part, each in zip(parts, nodes, strict=True)]
+    explicit = [
+        exactly(part.options, _first(each, part.options.nodes)) for part, each in zip(parts, nodes, strict=True)
+    ]
     if options.plan is not None:
         united = replace(explicit[0], nodes=_united([each.nodes for each in explicit], options.nodes))
         where = models[0].path.name if len(models) == 1 else f"{len(models)} files"
@@ -162,14 +164,21 @@ def _united(
         OptionError: two files have different settings under one name.
     """
     united: dict[str, Setting | NodeRule] = {}
-    for pattern, setting in ((p, s) for each in nodes for p, s in each.items() if p not in asked):
+    for pattern, setting in ((p, s) for each in nodes for p, s in each.items() if asked.get(p) != s):
         if united.setdefault(pattern, setting) != setting:
             raise OptionError(
                 f"two files have a weight {pattern!r} with different bits, which no recipe for both can say; leave "
                 "`plan` out, or run them one by one",
                 key=("plan",),
             )
-    return united | dict(asked)
+    return _first(united, asked)
+
+
+def _first(
+    chosen: Mapping[str, Setting | NodeRule], asked: Mapping[str, Setting | NodeRule]
+) -> dict[str, Setting | NodeRule]:
+    """Return the entries that were chosen, and behind them those of the recipe; one pattern may stand in both."""
+    return {**chosen, **{pattern: setting for pattern, setting in asked.items() if pattern not in chosen}}
 
 
 def _remarks(judges: Sequence[Judge]) -> dict[int, dict[str, str]]:

@@ -37,6 +37,7 @@ class InputData:
 
     calibration: Calibration
     _cache: FactorCache = field(default_factory=FactorCache)
+    _importance: dict[tuple[tuple[InputStatistics, ...], float], Importance] = field(default_factory=dict)
     _factors: dict[tuple[tuple[InputStatistics, ...], float], SharedFactor] = field(default_factory=dict)
 
     @classmethod
@@ -70,11 +71,13 @@ class InputData:
         if isinstance(found, str):
             return Choice("k_quant", remark=f"{method} is not possible: {found}")
         spread = combine.EMBEDDED if candidate.tables else 0.0
-        importance = Importance(combine.importance(found, spread))
+        key = (found, spread)
+        if key not in self._importance:  # one for all, so that what reads one input can be packed
+            self._importance[key] = Importance(combine.importance(found, spread))
+        importance = self._importance[key]
         remark = "random tokens; a text is better" if self.calibration.random else ""
         if method == "imatrix":
             return Choice("k_quant", importance, remark=remark)
-        key = (found, spread)
         drifts = len(found) == 1 and found[0].has_drift
         if key not in self._factors:
             load = partial(combine.moments, found, spread)

@@ -21,6 +21,7 @@ from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
+from onnx_tailor.passes.left_alone import left_alone
 from onnx_tailor.passes.point_types import PointType, are_floats, check_points, instead_of_floats, is_gathered
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
@@ -245,12 +246,10 @@ class Quantize(Pass):
                 unshared = f"whose head in {known[1]} is stored in a form of which no rows can be gathered"
         rule = rule or NodeRule()
         bits = rule.bits if rule.bits is not None else self._bits(candidate, layers)
-        left = _left_alone(candidate, rule, bits)
+        left = left_alone(candidate, rule, bits)
         if left is not None:
             return Skip(where=candidate.name, reason=left)
         fmt = self.format_of(rule, bits, candidate)
-        if self.format == "qdq" and candidate.tables:  # rows are unpacked by arithmetic on unsigned codes
-            fmt = replace(fmt, symmetric=False)
         uneven = [stack.tail[1] for stack in candidate.stacks if stack.tail[1] % fmt.block_size]
         if uneven:
             return Skip(
@@ -299,7 +298,9 @@ class Quantize(Pass):
 
     def format_of(self, rule: NodeRule, bits: Setting | Literal["auto"], candidate: Candidate) -> BlockFormat:
         """Return how a weight is laid out."""
-        return self.block_format(rule, bits, widest(candidate), gathered=is_gathered(candidate))
+        fmt = self.block_format(rule, bits, widest(candidate), gathered=is_gathered(candidate))
+        # Standard operators unpack the rows of a table by arithmetic on unsigned codes.
+        return replace(fmt, symmetric=False) if self.format == "qdq" and candidate.tables else fmt
 
     def block_format(
         self, rule: NodeRule, bits: Setting | Literal["auto"], dtype: ir.DataType, *, gathered: bool
@@ -348,19 +349,6 @@ class Quantize(Pass):
             if i < eighth or i >= 7 * eighth or (i - round(eighth)) % 3 == 2:
                 return 8
         return self.bits
-
-
-def _left_alone(candidate: Candidate, rule: NodeRule, bits: Setting | Literal["auto"]) -> str | None:
-    """Return why a weight stays as it is whatever its form would be, or None where it need not."""
-    if bits in {"float", "skip"}:
-        return f"left in float, as {'`nodes`' if rule.bits else '`bits`'} says"
-    if candidate.place.role == "router" and rule.bits is None:
-        return "a router decides which experts run, so it is left in float; `nodes: {'role:router': 8}` quantizes it"
-    if candidate.others:
-        other = candidate.others[0]
-        reader = f"{other.op_type} {other.name}" if other.name else f"a {other.op_type}"
-        return f"{reader} reads it too and needs its floats, so that it would be stored twice"
-    return None
 
 
 def _by_data(

@@ -45,8 +45,7 @@ def self_calibrated(
             view in earlier and settings[earlier[view][0]].get(earlier[view][1]) == setting
             for view, setting in own.items()
         )
-        multiplied = any(candidate.projections for candidate in candidates)
-        needed = multiplied and not looked_up and each.methods() & DATA_METHODS
+        needed = not looked_up and any(_looks_at_data(each, candidate) for candidate in candidates)
         found.append(replace(each, calibration=_calibration(each, model, circumstances)) if needed else each)
     return found
 
@@ -55,19 +54,34 @@ def _settings(options: Quantize, candidates: Sequence[Candidate]) -> dict[Window
     """Return by weight all that decides how it is quantized, but for its values."""
     found: dict[Window, object] = {}
     for each in candidates:
-        pattern = first_match(options.nodes, each)
-        setting = None if pattern is None else options.nodes[pattern]
-        rule = replace(setting, layers=None) if isinstance(setting, NodeRule) else NodeRule(bits=setting)
-        found[each.matrix.view] = (rule, each.place.role, each.place.layer, widest(each))
+        found[each.matrix.view] = (_rule(options, each), each.place.role, each.place.layer, widest(each))
     return found
+
+
+def _rule(options: Quantize, candidate: Candidate) -> NodeRule:
+    """Return what the recipe says of a weight."""
+    pattern = first_match(options.nodes, candidate)
+    setting = None if pattern is None else options.nodes[pattern]
+    return replace(setting, layers=None) if isinstance(setting, NodeRule) else NodeRule(bits=setting)
+
+
+def _looks_at_data(options: Quantize, candidate: Candidate) -> bool:
+    """Whether a weight is quantized by a method that looks at the inputs that it is multiplied with."""
+    rule = _rule(options, candidate)
+    left = (options.bits if rule.bits is None else rule.bits) in {"float", "skip"}
+    return bool(candidate.projections) and not left and (rule.method or options.method) in DATA_METHODS
 
 
 def _calibration(options: Quantize, model: TailorModel, circumstances: Circumstances) -> Path:
     require_here(model)
-    out = circumstances.scratch / f"{model.path.name}.npz"
-    if out.exists():
-        return out
     hessians = bool(options.methods() & HESSIAN_METHODS)
+    out, larger = (circumstances.scratch / f"{model.path.name}{kind}.npz" for kind in ("", ".hessians"))
+    if larger.exists():
+        return larger
+    if hessians:
+        out = larger
+    elif out.exists():
+        return out
     try:
         calibrate(model.path, out, choose(model.path), hessians=hessians, progress=circumstances.progress)
     except InputsError as error:

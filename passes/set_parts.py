@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from onnx_tailor.calibration.bit_budget import FLOAT, Form, Weighed
 from onnx_tailor.calibration.goal import Goal
+from onnx_tailor.graph.file.opset import obstacle
 from onnx_tailor.graph.file.save import outside
 from onnx_tailor.graph.file.size import measure, nodes_bytes
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.graph.meaning.mixtures import find_mixtures
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData, require_here
+from onnx_tailor.passes.left_alone import left_alone
+from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq
 from onnx_tailor.passes.quantize_weight import stored_bytes
 from onnx_tailor.passes.selectors import NodeRule, Rules, Selectable, Setting, select
 from onnx_tailor.passes.set_weights import earlier_equals
@@ -66,6 +69,8 @@ class Part:
         require_here(model)
         data = InputData.open(options.calibration, options.methods())
         weights = weigh_all(options, candidates, mixtures, rules, data, circumstances)
+        if options.format == "qdq" and obstacle(model, OPSET) is not None:
+            weights = []
         own = {each.name: replace(rules.get(each) or NodeRule(), layers=None) for each in everything}
         return cls(options, model, candidates, rules, own, weights)
 
@@ -179,10 +184,13 @@ def bytes_left(
 def _saved(part: Part, candidate: Candidate) -> int:
     """Return the bytes that a rule of the recipe saves on a weight."""
     rule = part.rules.get(candidate)
-    if rule is None or not isinstance(rule.bits, int):
+    if rule is None or not isinstance(rule.bits, int) or left_alone(candidate, rule, rule.bits) is not None:
         return 0
     view = candidate.matrix.view
     job = QuantizeJob(view, part.options.format_of(rule, rule.bits, candidate), "k_quant", candidate.name)
+    refused = match_qdq(candidate, job) is not None or obstacle(part.model, OPSET) is not None
+    if part.options.format == "qdq" and refused:
+        return 0
     return max(0, view.nbytes - stored_bytes(job))
 
 

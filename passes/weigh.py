@@ -9,7 +9,9 @@ from onnx_tailor.calibration.bit_budget import FLOAT, Form, Weighed
 from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.meaning.mixtures import FC1, Mixture
 from onnx_tailor.passes.input_statistics import DATA_METHODS, InputData
+from onnx_tailor.passes.left_alone import left_alone
 from onnx_tailor.passes.quantize_mixture import match_mixture
+from onnx_tailor.passes.quantize_qdq import match_qdq
 from onnx_tailor.passes.quantize_weight import stored_bytes
 from onnx_tailor.passes.selectors import NodeRule, Rules
 from onnx_tailor.quant.format import Bits
@@ -40,10 +42,10 @@ def weigh_all(
     found: list[Weighed | None] = []
     for each in candidates:
         rule = rules.get(each) or NodeRule()
-        usable = each.place.role != "router" and (bool(each.projections or each.stacks) or options.embeddings)
-        if rule.bits is None and usable:
+        usable = bool(each.projections or each.stacks) or options.embeddings
+        if rule.bits is None and usable and left_alone(each, rule, "auto") is None:
             found.append(_weighed(options, each, rule, data))
-    for mixture in mixtures:
+    for mixture in mixtures if options.format != "qdq" else ():  # it has no form for them
         rule = rules.get(mixture) or NodeRule()
         if rule.bits is None:
             found.append(_stack(options, mixture, rule, circumstances))
@@ -59,8 +61,6 @@ def _forms(options: Quantize, rule: NodeRule) -> tuple[tuple[Form, ...], Form]:
         block = rule.block_size or options.settled_block
         forms = tuple(Form(bits, block) for bits in _AT_ONE_SIZE)
         measured = Form(4, block)
-    if options.format == "qdq":  # which has no 2 bits
-        forms = tuple(form for form in forms if form.bits != 2)
     return forms, measured
 
 
@@ -73,10 +73,12 @@ def _weighed(options: Quantize, candidate: Candidate, rule: NodeRule, data: Inpu
     matrix = view.reshape((view.shape[0] * view.shape[1] // inside, inside)) if candidate.stacks else view
     if candidate.stacks:  # whole blocks alone
         forms = tuple(form for form in forms if inside % form.block_size == 0)
-    formats = {
-        form: options.format_of(replace(rule, block_size=form.block_size), form.bits, candidate) for form in forms
-    }
-    sizes = {form: stored_bytes(QuantizeJob(view, fmt, "k_quant", candidate.name)) for form, fmt in formats.items()}
+    formats, sizes = {}, {}
+    for form in forms:
+        fmt = options.format_of(replace(rule, block_size=form.block_size), form.bits, candidate)
+        job = QuantizeJob(view, fmt, "k_quant", candidate.name)
+        if options.format != "qdq" or match_qdq(candidate, job) is None:
+            formats[form], sizes[form] = fmt, stored_bytes(job)
     sizes = {form: min(size, view.nbytes) for form, size in sizes.items()} | {FLOAT: view.nbytes}
     columns = None if importance is None else importance.columns
     if measured not in formats:

@@ -57,6 +57,30 @@ def test_within_the_budget_and_where_it_counts(source: Path, tmp_path: Path, met
     assert (chosen.kl_mean or 0) < 0.9 * (uniform.kl_mean or 0)
 
 
+def test_an_entry_without_bits_that_is_named_like_a_weight(source: Path, tmp_path: Path) -> None:
+    """It says how the weight is stored, and leaves the bits to the choice."""
+    name, plan = "/model/layers.1/mlp/up_proj/MatMul", tmp_path / "plan.yaml"
+    entry = f'nodes: {{"{name}": {{symmetric: true}}}}'
+    report = tailor(source, tmp_path / "out", f'bits: auto, budget: 6.5 bpw, {entry}, plan: "{plan}"')
+    (change,) = [each for each in report.passes[-1].changes if each.where == name]
+    assert (change.details["bits"], change.details["symmetric"]) == (8, True)
+    pipeline.run(recipe.load(str(plan)), source, tmp_path / "again")
+    data = [(tmp_path / folder / "model.onnx.data").read_bytes() for folder in ("out", "again")]
+    assert data[0] == data[1]
+
+
+@pytest.mark.parametrize("symmetric", ["false", "true"])
+@pytest.mark.parametrize("columns", [64, 96, 80])
+def test_what_has_no_standard_form_is_counted_in_float(tmp_path: Path, columns: int, symmetric: str) -> None:
+    """In standard operators some sizes have no form, and a table has zero points whatever is asked for."""
+    source = replace(SHAPE, columns=columns, vocabulary=600).save(tmp_path / "model.onnx")
+    whole = tailor(source, tmp_path / "whole", f"format: qdq, bits: 4, symmetric: {symmetric}")
+    budget = max(6.5, whole.after.bits_per_weight + 0.7)
+    options = f"format: qdq, symmetric: {symmetric}, bits: auto, budget: {budget} bpw"
+    report = tailor(source, tmp_path / "out", options)
+    assert budget - 1.5 < report.after.bits_per_weight <= budget
+
+
 def test_a_step_goes_to_the_layer_that_costs_more(source: Path, tmp_path: Path) -> None:
     """The budget is for one projection with 8 bits."""
     uniform = tailor(source, tmp_path / "uniform", "method: k_quant, bits: 4")

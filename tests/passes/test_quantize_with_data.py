@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from gated_mlp import mlp, weights
 from language_model import Model, ids, run
 from stored import operators
 from threadpoolctl import threadpool_info
@@ -133,6 +134,27 @@ def test_blas_works_on_the_thread_of_the_tile_alone(
     tailor(source, tmp_path / "out", "method: gptq, calibration: c.npz")
     assert inside == {1}
     assert numbers() == before
+
+
+def test_a_second_step_that_needs_more_of_the_calibration(tmp_path: Path) -> None:
+    """The run makes one without Hessians for the first, and another for the second."""
+    source = Model(vocabulary=300).save(tmp_path / "model.onnx")
+    first, second = 'method: imatrix, bits: float, nodes: {"role:up": 8}', "method: gptq, bits: 4"
+    file = tmp_path / "r.yaml"
+    file.write_text(f"recipe: 1\npasses: [tie-embeddings, quantize: {{{first}}}, quantize: {{{second}}}]\n")
+    report = pipeline.run(recipe.load(str(file)), source, tmp_path / "out")
+    methods = [{change.details["method"] for change in each.changes} for each in report.passes[1:]]
+    assert methods == [{"imatrix"}, {"gptq"}]
+
+
+@pytest.mark.parametrize("method", ["k_quant", "imatrix", "gptq"])
+def test_projections_of_one_input_are_packed_after_it(tmp_path: Path, method: str) -> None:
+    """What is known of that input is one thing for all of them."""
+    model, file = mlp(tmp_path / "model.onnx", weights()), tmp_path / "r.yaml"
+    file.write_text(f"recipe: 1\npasses: [quantize: {{method: {method}, bits: 8, block_size: 16}}, pack-matmul]\n")
+    report = pipeline.run(recipe.load(str(file)), model, tmp_path / "out")
+    assert [change.details["parts"] for change in report.passes[1].changes]
+    assert len(operators(tmp_path / "out" / "model.onnx", "MatMulNBits")) == 3
 
 
 def test_an_untied_table_has_no_statistics_and_says_so(tmp_path: Path) -> None:
