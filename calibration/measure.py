@@ -13,8 +13,9 @@ from onnx_tailor.calibration.in_memory import runner
 from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.tables.token_tables import find_tables
 from onnx_tailor.progress import Progress
-from onnx_tailor.verify.facts import table_rows
+from onnx_tailor.verify.facts import is_over_vocabulary, table_rows
 from onnx_tailor.verify.metrics import LogitSums, logit_sums
 from onnx_tailor.verify.tokens import Tokens
 
@@ -30,7 +31,16 @@ Edit = Callable[[TailorModel], None]
 
 def has_logits(model: TailorModel) -> bool:
     """Whether the model predicts tokens, which are measured in nats."""
-    return any("logits" in (value.name or "") for value in model.graph.outputs)
+    return _logits(model) is not None
+
+
+def _logits(model: TailorModel) -> str | None:
+    """Return the name of the output that holds the logits, as `LanguageModel.logits` does."""
+    rows = max((table.matrix.shape[0] for table in find_tables(model)), default=None)
+    for value in model.graph.outputs:
+        if "logits" in (value.name or ""):
+            return value.name if value.shape is None or is_over_vocabulary(list(value.shape), rows) else None
+    return None
 
 
 def reads_states(model: TailorModel, encoder: TailorModel) -> bool:
@@ -90,7 +100,8 @@ class Measure:
         masked = any(value.name == _MASK for value in self.model.graph.inputs)
         names = [value.name or "" for value in self.model.graph.outputs if value.dtype in FLOATS]
         session = runner(_edited(self.model, edit))
-        names = names if session.logits is None else [session.logits]
+        logits = _logits(self.model)
+        names = names if logits is None else [logits]
         if not names:
             raise ModelError(f"{self.model.path}: yields no floats to measure by; give bits in the place of `auto`")
         for number, window in enumerate(self.windows):

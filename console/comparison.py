@@ -60,7 +60,7 @@ def show_measured(measured: Sequence[Measured], *, trace: bool = False) -> None:
 
 def _show(console: Console, comparison: Comparison) -> None:
     """Print the tables of one candidate."""
-    if comparison.perplexity_reference is not None:
+    if comparison.kl_mean is not None:
         console.print(_figures(comparison))
     if comparison.worst:
         console.print(_worst(comparison))
@@ -80,11 +80,12 @@ def _figures(comparison: Comparison) -> Table:
     table = Table("", "reference", "candidate")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row(
-        "perplexity" + (" (random: says nothing)" if comparison.random else ""),
-        figure(comparison.perplexity_reference),
-        figure(comparison.perplexity_candidate),
-    )
+    if comparison.perplexity_reference is not None:
+        table.add_row(
+            "perplexity" + (" (random: says nothing)" if comparison.random else ""),
+            figure(comparison.perplexity_reference),
+            figure(comparison.perplexity_candidate),
+        )
     table.add_row("KL divergence, mean (nats)", "", figure(comparison.kl_mean))
     table.add_row("KL divergence, 99th percentile", "", figure(comparison.kl_p99))
     table.add_row("KL divergence, largest", "", figure(comparison.kl_max))

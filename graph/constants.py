@@ -94,6 +94,8 @@ def _behind(inner: Matrix, node: ir.Node) -> Matrix | str:
         dtype = ir.DataType(int(node.attributes["to"].value))
         if dtype not in FLOATS:
             return f"it is cast to {dtype}"
+        if inner.dtype not in {inner.root.dtype, ir.DataType.FLOAT, dtype}:
+            return f"it is rounded to {inner.dtype} before it is cast to {dtype}"
     return Matrix(inner.root, view, dtype, (*inner.through, node))
 
 

@@ -11,13 +11,10 @@ import onnx_ir as ir
 
 from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.file.opset import obstacle, raise_opset
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
-from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
-from onnx_tailor.graph.projections import match_projection
-from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
+from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
@@ -28,6 +25,7 @@ from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
 from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_ranges, select, split
 from onnx_tailor.passes.set_weights import QuantizedInSet
+from onnx_tailor.passes.unusable import unusable
 from onnx_tailor.quant import BlockFormat
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
@@ -214,7 +212,7 @@ class Quantize(Pass):
             )
         data = InputData.open(self.calibration, self.methods())
         in_set = QuantizedInSet(model)
-        yield from _unusable(model)
+        yield from unusable(model)
         otherwise = "method" if self.method.endswith(("_last", "_mixed")) else "bits"
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
@@ -364,22 +362,6 @@ def _by_data(
         return data.choose(candidate, method)
     unread = f"{method} is not possible: no projection multiplies it"
     return Choice("k_quant", remark=_UNKNOWN[method] if candidate.projections else unread)
-
-
-def _unusable(model: TailorModel) -> Iterator[Skip]:
-    """Yield the multiplications by a constant that are no projection, with the reason."""
-    quantized = sum(is_contrib(node, "MatMulNBits") for node in model.nodes())
-    if quantized:
-        yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
-    known = {stack.product for stack in find_stacks(model)}
-    for node in list(model.nodes()):
-        found = match_projection(node)
-        chosen = next(filter(None, map(chosen_stack, node.inputs[:2])), None) if is_op(node, "MatMul") else None
-        if chosen is not None and node not in known and chosen[1].dtype in FLOATS:
-            reason = f"{chosen[0].name} chooses its weights from {chosen[1].name} in a way that no rule knows"
-            yield Skip(where=node.name or node.op_type, reason=reason)
-        elif isinstance(found, str) and is_constant(node.inputs[1]):
-            yield Skip(where=node.name or node.op_type, reason=found)
 
 
 def _check_block_size(value: int, key: tuple[str, ...]) -> None:

@@ -131,7 +131,7 @@ def compare_each(
     watch = progress or Silent()
     ours = LanguageModel(reference, provider=provider, optimization=optimization, role="reference")
     chosen = tokens or random_tokens(ours.vocabulary_size if reads_tokens(reference) else 2)
-    if tokens is not None and ours.logits is not None and int(tokens.windows.max()) >= ours.vocabulary_size:
+    if tokens is not None and ours.knows_vocabulary and int(tokens.windows.max()) >= ours.vocabulary_size:
         raise UsageError(
             f"The token {int(tokens.windows.max())} of {tokens.source} is beyond the vocabulary of "
             f"{reference}, which has {ours.vocabulary_size}; give tokens of this model's own tokenizer."
@@ -229,6 +229,8 @@ def _decode_difference(model: LanguageModel, ids: npt.NDArray[np.int64]) -> floa
         return None
     half = ids.shape[1] // 2
     whole = model.prefill(ids)[model.logits]
+    if whole.shape[1] != ids.shape[1]:  # those of the last token alone
+        return None
     outputs = model.prefill(ids[:, :half])
     cache = model.cache(outputs, ids[:, :half])
     worst = difference(whole[:, :half], outputs[model.logits])

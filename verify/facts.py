@@ -13,9 +13,10 @@ from onnx_tailor.verify.feeds import IDS
 from onnx_tailor.weights.protobuf import read_skeleton
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["head_size", "positions", "reads_tokens", "table_rows", "windows"]
+__all__ = ["head_size", "is_over_vocabulary", "positions", "reads_tokens", "table_rows", "windows"]
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _POSITIONS = ("max_position_embeddings", "max_target_positions", "n_positions")
@@ -86,6 +87,15 @@ def table_rows(path: Path) -> int | None:
         elif node.op_type in _GATHERS and node.input[1] in ids and node.input[0] in rows:
             return rows[node.input[0]]
     return None
+
+
+def is_over_vocabulary(shape: Sequence[object], rows: int | None) -> bool:
+    """Whether an output of this shape, dimensions None or words where they are open, predicts ids of a table.
+
+    Labels are far fewer than its `rows`; a padded table has a few rows more than are predicted, or fewer.
+    """
+    size = shape[-1] if shape else None
+    return len(shape) == 3 and (rows is None or not isinstance(size, int) or 2 * size > rows)
 
 
 def _load(path: Path) -> onnx.GraphProto:

@@ -56,12 +56,12 @@ class LogitSums:
         )
 
     @property
-    def perplexity_reference(self) -> float:
-        """Return the perplexity of the reference."""
+    def perplexity_reference(self) -> float | None:
+        """Return the perplexity of the reference; None where no next token is known."""
         return _perplexity(self.nll_reference, self.predicted)
 
     @property
-    def perplexity_candidate(self) -> float:
+    def perplexity_candidate(self) -> float | None:
         """Return the perplexity of the candidate; inf where it gives a true next token no probability."""
         return _perplexity(self.nll_candidate, self.predicted)
 
@@ -91,8 +91,9 @@ class LogitSums:
 
 
 def logit_sums(reference: Array, candidate: Array, ids: npt.NDArray[np.int64]) -> LogitSums:
-    """Sum up one window: logits [s, V] of both models, of any float type and without NaN, and ids [s]."""
+    """Sum up one window: logits [s, V] of both models, of any float type and without NaN, of the last s of `ids`."""
     length, vocabulary = reference.shape
+    ids = ids[len(ids) - length :]
     rows = max(1, _CHUNK // vocabulary)
     total = LogitSums()
     for start in range(0, length, rows):
@@ -203,7 +204,9 @@ def _divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]) 
     return tuple(max(float(row), 0.0) for row in terms.sum(axis=1))
 
 
-def _perplexity(nll: float, count: int) -> float:
-    """Return exp of the mean; inf where it would overflow."""
+def _perplexity(nll: float, count: int) -> float | None:
+    """Return exp of the mean; inf where it would overflow, None of nothing."""
+    if not count:
+        return None
     with np.errstate(over="ignore"):
         return float(np.exp(np.float64(nll / count)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_tailor.errors import InputsError, ModelError, UsageError
 from onnx_tailor.verify.embedder import INPUT, embedder_of
-from onnx_tailor.verify.facts import head_size, table_rows, windows
+from onnx_tailor.verify.facts import head_size, is_over_vocabulary, table_rows, windows
 from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
 
 if TYPE_CHECKING:
@@ -94,10 +94,17 @@ class LanguageModel:
             windows(path) if windowed else {},
         )
 
-    @property
+    @cached_property
     def logits(self) -> str | None:
-        """Name of the output that holds the logits [b, s, V]; None for an encoder."""
-        return next((name for name in self.outputs if "logits" in name), None)
+        """Name of the output that holds the logits [b, s, V], or those of the last token [b, 1, V].
+
+        None where there is none over the vocabulary: for an encoder, or a classifier.
+        """
+        name = next((name for name in self.outputs if "logits" in name), None)
+        if name is None:
+            return None
+        shape = self._output_shapes[name] or self.prefill(np.zeros((1, 2), np.int64))[name].shape
+        return name if is_over_vocabulary(shape, self._table_rows) else None
 
     @property
     def has_past(self) -> bool:
@@ -106,21 +113,30 @@ class LanguageModel:
 
     @property
     def vocabulary_size(self) -> int:
-        """V: the last dimension of the logits, found by a run where it is symbolic; else the table's rows.
+        """How many ids the model knows: the rows of its table, and no more than it predicts, found by a run if need be.
 
         Raises:
             ModelError: the model has neither logits nor a table that the ids gather from.
 
         """
         if self.logits is None:
-            rows = table_rows(self.path)
-            if rows is None:
+            if self._table_rows is None:
                 raise ModelError(f"The vocabulary of the {self.role} {self.path} cannot be found; give the tokens.")
-            return rows
-        size = self._output_shapes[self.logits][-1]
-        if isinstance(size, int):
-            return size
-        return int(self.prefill(np.zeros((1, 2), np.int64))[self.logits].shape[-1])
+            return self._table_rows
+        shape = self._output_shapes[self.logits]
+        size = shape[-1] if shape else None
+        if not isinstance(size, int):
+            size = int(self.prefill(np.zeros((1, 2), np.int64))[self.logits].shape[-1])
+        return size if self._table_rows is None else min(size, self._table_rows)
+
+    @property
+    def knows_vocabulary(self) -> bool:
+        """Whether `vocabulary_size` can be found."""
+        return self.logits is not None or self._table_rows is not None
+
+    @cached_property
+    def _table_rows(self) -> int | None:
+        return table_rows(self.path)
 
     def prefill(
         self, ids: Ids, past: Cache | None = None, *, given: Mapping[str, Array] | None = None

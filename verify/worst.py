@@ -43,17 +43,19 @@ class WorstToken:
 
 
 def worst_of(tokens: Tokens, window: int, kl: tuple[float, ...], logits: tuple[Row, Row]) -> list[WorstToken]:
-    """Return the worst positions of one window, given its divergences and both logits [s, V]."""
+    """Return the worst positions of one window, given its divergences and both logits [s, V] of its last s tokens."""
     ids = tokens.windows[window]
+    before = len(ids) - len(kl)
     order = np.argsort(np.negative(kl), kind="stable")[:SHOWN]
     found = []
-    for at in (int(position) for position in order if kl[position] > 0.0):
-        best = [int(most_likely(rows[at], 1)[0]) for rows in logits]
+    for row in (int(position) for position in order if kl[position] > 0.0):
+        best = [int(most_likely(rows[row], 1)[0]) for rows in logits]
+        at = before + row
         found.append(
             WorstToken(
                 window=window,
                 position=at,
-                kl=kl[at],
+                kl=kl[row],
                 context=_spell(tokens, ids[max(0, at + 1 - _BEFORE) : at + 1]),
                 following=_spell(tokens, ids[at + 1 : at + 2]) if at + 1 < len(ids) else None,
                 reference=_spell(tokens, np.array(best[:1])),

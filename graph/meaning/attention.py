@@ -53,14 +53,19 @@ def find_attentions(flow: Flow) -> list[Attention]:
 def _written_out(flow: Flow, softmax: ir.Node) -> Iterator[tuple[tuple[ir.Value | None, ...], ir.Value]]:
     """Yield (query, key, value) and the output of MatMul, Softmax and MatMul."""
     assert softmax.inputs[0] is not None
-    scores = flow.before(softmax.inputs[0], stop=lambda node: node.op_type in _MULTIPLY).stopped
-    mixed = flow.after(softmax.outputs[0], stop=lambda node, index: node.op_type in _MULTIPLY and index == 0).stopped
+    scores = flow.before(softmax.inputs[0], stop=_multiplies).stopped
+    mixed = flow.after(softmax.outputs[0], stop=lambda node, index: _multiplies(node) and index == 0).stopped
     if scores and mixed:
         # The nearest ones: another product of two activations further up adds to the scores, as relative positions do.
         score, mix = scores[0], mixed[0]
         query = score.inputs[0]
         assert query is not None
         yield (query, score.inputs[1], mix.inputs[1]), mix.outputs[0]
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Whether a node multiplies two values, which an Einsum of one alone does not."""
+    return node.op_type in _MULTIPLY and len(node.inputs) > 1
 
 
 def _attention(flow: Flow, operands: list[ir.Value | None], output: ir.Value) -> Attention:

@@ -47,7 +47,7 @@ def _product(node: ir.Node, known: dict[ir.Value, str | None]) -> Product | None
     if node.domain == MICROSOFT and node.op_type in {"MatMulNBits", "MatMulBnb4"}:
         activation, weight = node.inputs[0], node.inputs[1]
         assert activation is not None
-        name = _stored(weight, known) or (weight.name if weight is not None else None) or ""
+        name = stored_source(weight, known) or (weight.name if weight is not None else None) or ""
         return Product(node, activation, name, attribute(node, "N", 0) or None)
     matched = match_projection(node)
     if isinstance(matched, Projection):
@@ -59,8 +59,8 @@ def _product(node: ir.Node, known: dict[ir.Value, str | None]) -> Product | None
         if chosen is not None and value is not None and is_op(node, "MatMul"):
             return Product(node, value, chosen[1].name or "", None)
     first, second = node.inputs[0], node.inputs[3 if node.op_type == "QLinearMatMul" else 1]
-    weight_name = _stored(second, known)
-    if weight_name is None or first is None or second is None or _stored(first, known) is not None:
+    weight_name = stored_source(second, known)
+    if weight_name is None or first is None or second is None or stored_source(first, known) is not None:
         return None
     shape = second.shape
     last = shape[-1] if shape is not None and len(shape) > 1 else None
@@ -69,8 +69,11 @@ def _product(node: ir.Node, known: dict[ir.Value, str | None]) -> Product | None
     return Product(node, first, weight_name, last if isinstance(last, int) else None)
 
 
-def _stored(value: ir.Value | None, known: dict[ir.Value, str | None]) -> str | None:
-    """Return the name of the largest initializer behind `value` if nothing but initializers is behind it."""
+def stored_source(value: ir.Value | None, known: dict[ir.Value, str | None]) -> str | None:
+    """Return the name of the first initializer behind `value` if nothing but initializers is behind it.
+
+    `known` keeps what was found of other values, for the next call.
+    """
     if value is None:
         return None
     queue, begun = [value], set[ir.Value]()

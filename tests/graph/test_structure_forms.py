@@ -139,3 +139,16 @@ def test_a_router_and_its_experts(tmp_path: Path) -> None:
         **{f"{part}_{i}": "expert" for part in "UD" for i in (0, 1)},
         "H_": "lm_head",
     }
+
+
+def test_an_einsum_of_one_operand_is_no_product(tmp_path: Path) -> None:
+    """XLNet reorders its scores by one."""
+    body = "q = MatMul(x, W_q) k = MatMul(x, W_k) v = MatMul(x, W_v) t = Transpose<perm = [0, 2, 1]>(k)"
+    body += ' a = MatMul(q, t) e = Einsum<equation = "bij->bij">(a) p = Softmax(e) m = MatMul(p, v) y = MatMul(m, W_o)'
+    found = places(tmp_path / "m.onnx", body)
+    assert {name: role for name, (_, role) in found.items() if name.startswith("W_")}.keys() == {
+        "W_q",
+        "W_k",
+        "W_v",
+        "W_o",
+    }

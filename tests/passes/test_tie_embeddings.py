@@ -328,6 +328,14 @@ def test_a_copy_that_something_else_reads_is_not_saved(tmp_path: Path) -> None:
     assert outputs(tied)[1] == outputs(model)[1]
 
 
+def test_values_that_are_rounded_on_the_way_are_others(tmp_path: Path) -> None:
+    body = f"{GATHER} t = Transpose<perm = [1, 0]>(E) n = Cast<to = 10>(t) w = Cast<to = 1>(n) logits = MatMul(h, w)"
+    tied, report = tie(build(tmp_path / "model.onnx", body, {"E": TABLE}))
+    (skip,) = results(report)[1]
+    assert "rounded to FLOAT16 before it is cast to FLOAT" in skip.reason
+    np.testing.assert_array_equal(outputs(tied)[0], outputs(tmp_path / "model.onnx")[0])
+
+
 def test_a_long_chain_before_a_weight(tmp_path: Path) -> None:
     """Longer than the interpreter's stack is deep."""
     chain = " ".join(f"w{i + 1} = Identity(w{i})" for i in range(1500))
