@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from onnx_tailor.passes.base import Pass
 
-__all__ = ["build", "describe", "listed", "nearest", "show"]
+__all__ = ["build", "describe", "listed", "show"]
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -38,15 +38,15 @@ _SHOWN = 60
 """Characters of an offending value that a message quotes."""
 
 
-def build(cls: type[Pass], options: Tree) -> Pass:
-    """Return the pass with these options, checked strictly against the types of its fields.
+def build(cls: type[Pass], options: object) -> Pass:
+    """Return the pass with these options, a mapping, checked strictly against the types of its fields.
 
     Raises:
         ValidationError: a type or a key is wrong.
         OptionError: the pass refuses a value.
 
     """
-    return _adapter(cls).validate_json(json.dumps([options.plain()]))[0]
+    return _adapter(cls).validate_json(json.dumps([options]))[0]
 
 
 @cache

@@ -92,8 +92,10 @@ def run(
             digests.begin(file for each in models for file in each.files)
         circumstances = Circumstances(chosen, Path(scratch), watch, dry_run, one_store=not (per_model or client))
         reports = [_loading(each) for each in models]
-        for step in recipe.steps:
-            for own, done in zip(reports, _run_step(step, models, circumstances), strict=True):
+        in_turn = tuple(step.pass_ for step in recipe.steps)
+        for number, step in enumerate(recipe.steps):
+            here = replace(circumstances, before=in_turn[:number], after=in_turn[number + 1 :])
+            for own, done in zip(reports, _run_step(step, models, here), strict=True):
                 own.append(done)
         passes = tuple(report for own in reports for report in own)
         for each in models:

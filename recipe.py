@@ -6,17 +6,19 @@ offending value and the nearest right spelling.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import PydanticUserError, ValidationError
 
 from onnx_tailor import recipes
 from onnx_tailor.errors import OptionError, UsageError
 from onnx_tailor.option_errors import build, describe, listed, show
 from onnx_tailor.passes import BROKEN, PASSES
+from onnx_tailor.passes.plain import plain
 from onnx_tailor.spelling import nearest
 from onnx_tailor.targets import TARGETS
 from onnx_tailor.yaml_tree import Entry, Position, Problem, Tree, read, refuse
@@ -145,12 +147,35 @@ def parse(
 
 
 def of_passes(passes: Sequence[Pass]) -> Recipe:
-    """Return the recipe of passes that Python made; a place in it is the number of a pass."""
+    """Return the recipe of passes that Python made; a place in it is the number of a pass.
+
+    Raises:
+        UsageError: an option of a pass has a value that no recipe could give it.
+    """
 
     def step(number: int, pass_: Pass) -> Step:
-        return Step(pass_, lambda _: Position("passes", number, 1))
+        position = Position("passes", number, 1)
+        return Step(_checked(pass_, position), lambda _: position)
 
     return Recipe(name="passes", target=None, steps=tuple(step(n, each) for n, each in enumerate(passes, 1)))
+
+
+def _checked(pass_: Pass, position: Position) -> Pass:
+    """Return the pass as a recipe would give it: with types that Python did not check."""
+    try:
+        options = plain(pass_)
+    except TypeError:  # a field that only Python can fill
+        return pass_
+    try:
+        return build(type(pass_), options)
+    except ValidationError as error:
+        tree = read(json.dumps(options), position.file)
+        problems = [replace(each, position=position) for each in describe(error, type(pass_), tree, position)]
+        raise refuse(problems) from error
+    except PydanticUserError:  # a field of a type that only Python knows
+        return pass_
+    except OptionError as error:
+        raise UsageError(f"{position}: {pass_.name}: {error}") from error
 
 
 def explain(error: OptionError, step: Step) -> UsageError:
@@ -299,7 +324,7 @@ def _at_recipe(built: Pass, item: _Item) -> Pass:
 def _step(item: _Item, cls: type[Pass], problems: list[Problem]) -> Step | None:
     """Build the pass of an item, adding to `problems` what is wrong with its options."""
     try:
-        return Step(_at_recipe(build(cls, item.options), item), item.locate)
+        return Step(_at_recipe(build(cls, item.options.plain()), item), item.locate)
     except ValidationError as error:
         problems.extend(describe(error, cls, item.options, item.position))
     except OptionError as error:

@@ -60,7 +60,8 @@ def with_explicit_bits(
     if options.plan is not None:
         united = replace(explicit[0], nodes=_united([each.nodes for each in explicit], options.nodes))
         where = models[0].path.name if len(models) == 1 else f"{len(models)} files"
-        write_plan(options.plan, united, f"{goal} for {where}", keep_calibration=not own_calibration)
+        said = f"{goal} for {where}"
+        write_plan(options.plan, united, said, circumstances, keep_calibration=not own_calibration)
     remarks = _remarks(judges)
     return [Remarked(prepared=each, remarks=remarks[n]) if n in remarks else each for n, each in enumerate(explicit)]
 

@@ -30,6 +30,10 @@ class Circumstances:
     """Nothing will be written: what only the values of weights depend on need not be found out."""
     one_store: bool = True
     """The files of a set share one data file, so that a weight that several have is stored once."""
+    before: tuple[Pass, ...] = ()
+    """The recipe's passes that ran already."""
+    after: tuple[Pass, ...] = ()
+    """Those that will run then."""
 
 
 @dataclass(frozen=True, kw_only=True)

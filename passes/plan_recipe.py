@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnx_tailor.errors import OptionError
+from onnx_tailor.passes.plain import plain
 from onnx_tailor.passes.selectors import NodeRule, Setting
 
 if TYPE_CHECKING:
+    from onnx_tailor.passes.base import Circumstances, Pass
     from onnx_tailor.passes.quantize import Quantize
 
 _OURS = "# Chosen by `bits: auto`"
@@ -34,17 +36,29 @@ def require_free(path: str) -> None:
         raise OptionError(f"plan {path}: exists already and is no plan; give another name", key=("plan",))
 
 
-def write_plan(path: str, options: Quantize, goal: str, *, keep_calibration: bool) -> None:
-    """Write the pass as a recipe in YAML to `path`, tie and layout around it as in the shipped ones."""
+def write_plan(
+    path: str, options: Quantize, goal: str, circumstances: Circumstances, *, keep_calibration: bool
+) -> None:
+    """Write the recipe that is run with `options` in the place of what chose them, as YAML to `path`."""
     calibration = options.calibration if keep_calibration else None
-    Path(path).write_text(_recipe(replace(options, calibration=calibration), goal), encoding="utf-8")
-
-
-def _recipe(options: Quantize, goal: str) -> str:
     lines = [
         _HEADER.format(goal=goal) + "recipe: 1",
+        f"target: {circumstances.target.name}",
         "passes:",
-        "  - tie-embeddings",
+        *map(_item, circumstances.before),
+        *_quantize(replace(options, calibration=calibration)),
+        *map(_item, circumstances.after),
+    ]
+    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def _item(pass_: Pass) -> str:
+    options = plain(pass_)
+    return f"  - {pass_.name}" + (f": {json.dumps(options, ensure_ascii=False)}" if options else "")
+
+
+def _quantize(options: Quantize) -> list[str]:
+    lines = [
         "  - quantize:",
         f"      method: {options.method}",
         f"      block_size: {options.block_size}",
@@ -59,11 +73,10 @@ def _recipe(options: Quantize, goal: str) -> str:
     if options.accuracy_level is not None:
         lines.append(f"      accuracy_level: {options.accuracy_level}")
     lines.append("      nodes:")
-    lines += [f"        {json.dumps(name)}: {_setting(setting)}" for name, setting in options.nodes.items()]
-    return "\n".join([*lines, "  - reshape-dim", ""])
+    return [*lines, *(f"        {json.dumps(name)}: {_text(setting)}" for name, setting in options.nodes.items())]
 
 
-def _setting(setting: Setting | NodeRule) -> str:
+def _text(setting: Setting | NodeRule) -> str:
     if not isinstance(setting, NodeRule):
         return str(setting)
     given = {name: value for name, value in vars(setting).items() if value is not None}

@@ -112,13 +112,13 @@ class Quantize(Pass):
         if self.block_size == "auto":
             if goal is None:
                 raise OptionError("`block_size: auto` is for `bits: auto`", key=("block_size",))
-        elif self.block_size is not None:
+        elif isinstance(self.block_size, int):
             _check_block_size(self.block_size, ("block_size",))
         check_points(self)
         for pattern, rule in self.nodes.items():
             if not isinstance(rule, NodeRule):
                 continue
-            if rule.block_size is not None:
+            if isinstance(rule.block_size, int):
                 _check_block_size(rule.block_size, ("nodes", pattern, "block_size"))
             try:
                 layer_ranges(rule.layers or "0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from language_model import Model
@@ -68,6 +68,30 @@ def test_errors_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(ot.OutputError, match="/proc/none/out: cannot be written"):
         ot.run(passes, source, "/proc/none/out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "foo"}, r"passes:1:1: quantize\.method is 'foo'; it must be rtn, "),
+        ({"bits": 5}, r"quantize\.bits is 5; it must be 2, 4, 8, float or auto"),
+        ({"block_size": "32"}, r"quantize\.block_size is '32'; it must be a whole number"),
+        ({"accuracy_level": 7}, r"quantize\.accuracy_level is 7"),
+        ({"nodes": {"role:v": {"bitz": 8}}}, r"has no option 'bitz'; did you mean bits"),
+        ({"method": "imatrix", "calibration": "none.npz"}, r"none\.npz"),
+    ],
+)
+def test_options_that_python_let_pass(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    with pytest.raises(ot.UsageError, match=message):
+        ot.run([ot.passes.Quantize(**options)], source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_as_a_recipe_has_them(tmp_path: Path) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    report = ot.run([ot.passes.Quantize(nodes={"role:v": {"bits": 8}})], source, tmp_path / "out")  # type: ignore[dict-item]
+    assert {change.details["bits"] for change in report.passes[0].changes if "v_proj" in change.where} == {8}
 
 
 def test_loading_leaves_the_hosts_loggers_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +16,9 @@ from onnx_tailor.verify import compare
 from onnx_tailor.verify.tokens import random_tokens
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from onnx_tailor.report import Report
 
+EXPORTS = Path(__file__).parents[1] / "fixtures" / "exports"
 SHAPE = Model(columns=64, inner=96, vocabulary=300)
 _SIZES = {"layers.0.mlp.up_proj": 0.3, "layers.1.mlp.up_proj": 30}
 SPEC = replace(SHAPE, weights={name: size * SHAPE.values()[name] for name, size in _SIZES.items()})
@@ -55,6 +55,25 @@ def test_within_the_budget_and_where_it_counts(source: Path, tmp_path: Path, met
     tokens = random_tokens(300, seed=5)
     uniform, chosen = (compare(source, tmp_path / name / "model.onnx", tokens) for name in ("uniform", "out"))
     assert (chosen.kl_mean or 0) < 0.9 * (uniform.kl_mean or 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("torchscript-gpt2-fp16", "unpack-matmul", "reshape-dim: {layout: alias}"),
+        ("torchscript-llama-fp16", 'quantize: {bits: float, nodes: {"role:lm_head": 8}}', "pack-matmul"),
+    ],
+)
+def test_the_plan_has_the_other_passes_of_the_recipe(tmp_path: Path, name: str, before: str, after: str) -> None:
+    """Parts of packed projections, and weights that an earlier step quantized, are there for it as well."""
+    source, plan, file = EXPORTS / name / "model.onnx", tmp_path / "plan.yaml", tmp_path / "r.yaml"
+    chosen = f'quantize: {{bits: auto, budget: 12 bpw, plan: "{plan}"}}'
+    file.write_text(f"recipe: 1\ntarget: webgpu\npasses: [{before}, {chosen}, {after}]\n")
+    first = pipeline.run(recipe.load(str(file)), source, tmp_path / "first")
+    second = pipeline.run(recipe.load(str(plan)), source, tmp_path / "second")
+    assert first.after.weight_bytes == second.after.weight_bytes
+    data = [(tmp_path / folder / first.files[1]).read_bytes() for folder in ("first", "second")]
+    assert data[0] == data[1]
 
 
 def test_an_entry_without_bits_that_is_named_like_a_weight(source: Path, tmp_path: Path) -> None:
