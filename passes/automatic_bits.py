@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from onnx_tailor.calibration.bit_budget import ROUNDS, Form, Plan, alike, within_bytes, within_divergence
 from onnx_tailor.calibration.goal import parse_goal
 from onnx_tailor.errors import OptionError
+from onnx_tailor.graph.meaning.quantized import find_quantized
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.judges import Judge, find_judges
 from onnx_tailor.passes.plan_recipe import require_free, write_plan
@@ -44,6 +45,9 @@ def with_explicit_bits(
     parts = [Part.of(each, model, circumstances) for each, model in zip(passes, models, strict=True)]
     one_store = circumstances.one_store or goal.file_bytes is None
     shared, equal = find_shared(parts, one_store=one_store)
+    nothing = not any(part.candidates for part in parts)
+    if nothing and any(find_quantized(model) for model in models):  # a run on what an earlier one wrote
+        return [exactly(each, each.nodes) for each in passes]
     if not shared:
         raise OptionError("no weight is left whose bits could be chosen", key=("bits",))
     budget = bytes_left(goal, parts, shared, equal, one_store=one_store)

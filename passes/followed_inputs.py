@@ -69,7 +69,7 @@ def _informed(prepared: Pass, model: TailorModel, circumstances: Circumstances) 
 def _roundings(options: Quantize, model: TailorModel, data: InputData) -> list[Rounding]:
     """Return all projections that will be quantized, but those that share a table."""
     candidates = find_candidates(model)
-    rules = select(options.nodes, [*candidates, *find_mixtures(model)])
+    rules = select(options.nodes, [*candidates, *find_mixtures(model)], [model])
     layers, in_set = layer_count(candidates), QuantizedInSet(model)
     found = []
     for each in candidates:

@@ -23,7 +23,7 @@ from onnx_tailor.passes.point_types import PointType, are_floats, check_points, 
 from onnx_tailor.passes.quantize_mixture import match_mixture, rewrite_mixture
 from onnx_tailor.passes.quantize_qdq import OPSET, match_qdq, rewrite_qdq
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, rewrite, stored_bytes, widest
-from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, layer_ranges, select, split
+from onnx_tailor.passes.selectors import NodeRule, Selectable, Setting, idle, layer_ranges, select, split
 from onnx_tailor.passes.set_weights import QuantizedInSet
 from onnx_tailor.passes.unusable import unusable
 from onnx_tailor.quant import BlockFormat
@@ -161,7 +161,8 @@ class Quantize(Pass):
         data = bool(self.methods() & DATA_METHODS)
         if not self.nodes or (len(models) == 1 and not data):  # `apply` looks at the entries soon enough
             return [self] * len(models)
-        nodes = split(self.nodes, [[*find_candidates(model), *find_mixtures(model)] for model in models])
+        candidates: list[list[Selectable]] = [[*find_candidates(model), *find_mixtures(model)] for model in models]
+        nodes = split(self.nodes, candidates, models)
         passes = [replace(self, nodes=each) for each in nodes]
         if data:  # it may be that of an entry alone
             passes = [each if each.methods() & DATA_METHODS else replace(each, calibration=None) for each in passes]
@@ -202,7 +203,9 @@ class Quantize(Pass):
         candidates = find_candidates(model)
         mixtures = find_mixtures(model)
         everything: list[Selectable] = [*candidates, *mixtures]
-        rules = select(self.nodes, everything)
+        rules = select(self.nodes, everything, [model])
+        for pattern in idle(self.nodes, everything):
+            yield Skip(where=pattern, reason="what this entry of `nodes` names is quantized already")
         layers = layer_count(candidates)
         inner = any(c.projections and c.place.role != "lm_head" for c in candidates)
         if self.method == "k_quant_mixed" and layers == 0 and inner:

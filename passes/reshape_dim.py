@@ -50,11 +50,11 @@ class ReshapeDim(Pass):
         if layout == "auto" or objection is not None:
             layout = target.layout(form)  # type: ignore[assignment]  # the data names layouts as text
         where = node.name or ""
-        if found.layout == layout and not found.faults and objection is None:
-            return Skip(where=where, reason=f"its layout is {layout} and its attributes are explicit already")
+        reason = f" instead of {self.layout}, which is wrong on {target.name}: {objection}" if objection else ""
+        if found.layout == layout and not found.faults:
+            return Skip(where=where, reason=f"its layout is {layout} and its attributes are explicit already{reason}")
         before = found.layout
         rewrite(model, found, layout)
-        reason = f" instead of {self.layout}, which is wrong on {target.name}: {objection}" if objection else ""
         if found.faults:
             reason += f"; mended: {'; '.join(found.faults)}"
         return Change(

@@ -9,7 +9,9 @@ from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from onnx_tailor.errors import OptionError
+from onnx_tailor.graph.meaning.quantized import find_quantized
 from onnx_tailor.graph.meaning.roles import Place
+from onnx_tailor.graph.model import TailorModel
 
 Bits = Literal[2, 4, 8]
 Setting = Literal[2, 4, 8, "float", "skip"]
@@ -78,33 +80,48 @@ def _inside(candidate: Selectable, layers: str | None) -> bool:
     return layers is None or any(candidate.place.layer in each for each in layer_ranges(layers))
 
 
-def select(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selectable]) -> dict[Selectable, NodeRule]:
+def select(
+    nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selectable], models: Sequence[TailorModel]
+) -> dict[Selectable, NodeRule]:
     """Return each candidate's rule, the first that matches; those that no rule names are absent.
 
     Raises:
-        OptionError: a pattern matches no weight at all.
+        OptionError: a pattern matches no weight at all, not even one that is quantized in the `models`.
     """
     chosen: dict[Selectable, NodeRule] = {}
     for pattern, setting in nodes.items():
         rule = setting if isinstance(setting, NodeRule) else NodeRule(bits=setting)
         matching = [c for c in candidates if _matches(pattern, c)]
         inside = [c for c in matching if _inside(c, rule.layers)]
-        if not inside:
+        if not inside and not any(_names(pattern, rule, each) for model in models for each in find_quantized(model)):
             raise OptionError(_nothing(pattern, rule, candidates, bool(matching)), key=("nodes", pattern))
         for candidate in inside:
             chosen.setdefault(candidate, rule)
     return chosen
 
 
+def idle(nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Selectable]) -> list[str]:
+    """Return the patterns that match no candidate."""
+    return [pattern for pattern, rule in nodes.items() if not any(_names(pattern, rule, each) for each in candidates)]
+
+
+def _names(pattern: str, setting: Setting | NodeRule, candidate: Selectable) -> bool:
+    """Whether an entry means a weight."""
+    layers = setting.layers if isinstance(setting, NodeRule) else None
+    return _matches(pattern, candidate) and _inside(candidate, layers)
+
+
 def split(
-    nodes: Mapping[str, Setting | NodeRule], candidates: Sequence[Sequence[Selectable]]
+    nodes: Mapping[str, Setting | NodeRule],
+    candidates: Sequence[Sequence[Selectable]],
+    models: Sequence[TailorModel],
 ) -> list[dict[str, Setting | NodeRule]]:
     """Return for each file's candidates the entries that match one of them.
 
     Raises:
         OptionError: a pattern matches no weight of any file.
     """
-    select(nodes, [each for file in candidates for each in file])
+    select(nodes, [each for file in candidates for each in file], models)
     return [
         {
             pattern: setting
@@ -117,11 +134,7 @@ def split(
 
 def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Selectable) -> str | None:
     """Return the pattern whose rule `select` chooses for the candidate, or None where none names it."""
-    for pattern, setting in nodes.items():
-        layers = setting.layers if isinstance(setting, NodeRule) else None
-        if _matches(pattern, candidate) and _inside(candidate, layers):
-            return pattern
-    return None
+    return next((pattern for pattern, setting in nodes.items() if _names(pattern, setting, candidate)), None)
 
 
 def _matches(pattern: str, candidate: Selectable) -> bool:

@@ -65,7 +65,7 @@ class Part:
         """
         candidates, mixtures = find_candidates(model), find_mixtures(model)
         everything: list[Selectable] = [*candidates, *mixtures]
-        rules = select(options.nodes, everything)
+        rules = select(options.nodes, everything, [model])
         require_here(model)
         data = InputData.open(options.calibration, options.methods())
         weights = weigh_all(options, candidates, mixtures, rules, data, circumstances)

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.meaning.products import stored_source
-from onnx_tailor.graph.model import TailorModel, behind, is_contrib, is_op
+from onnx_tailor.graph.meaning.quantized import reads_codes
+from onnx_tailor.graph.model import TailorModel, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.report import Skip
@@ -19,7 +20,7 @@ _LARGE = 4096
 
 def unusable(model: TailorModel) -> Iterator[Skip]:
     """Yield the products with a float weight that are no projection, and how many are quantized already."""
-    quantized = sum(_is_quantized(node) for node in model.nodes())
+    quantized = sum(reads_codes(node) for node in model.nodes())
     if quantized:
         yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
     stacks = {stack.product for stack in find_stacks(model)}
@@ -34,12 +35,6 @@ def unusable(model: TailorModel) -> Iterator[Skip]:
         reason = None if node in stacks else _reason(node, large, known)
         if reason is not None:
             yield Skip(where=node.name or node.op_type, reason=reason)
-
-
-def _is_quantized(node: ir.Node) -> bool:
-    weight = behind(node.inputs[1], "Transpose") if len(node.inputs) > 1 else None
-    turned = is_op(node, "MatMul", "Gemm") and weight is not None and is_op(weight.producer(), "DequantizeLinear")
-    return turned or is_contrib(node, "MatMulNBits")
 
 
 def _reason(node: ir.Node, large: dict[str, ir.Value], known: dict[ir.Value, str | None]) -> str | None:

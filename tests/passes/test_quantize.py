@@ -289,11 +289,29 @@ def test_layers_are_ranges_of_any_length(tmp_path: Path) -> None:
     assert sorted(bits.values()) == [4, 8]
 
 
-def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+SECOND = {
+    "bits: 4": [],
+    'bits: 4, nodes: {"role:down": 8, "role:embedding": 8, "/model/layers.1/*": {bits: 8, layers: "1"}}': [
+        "role:down",
+        "role:embedding",
+        "/model/layers.1/*",
+    ],
+    'bits: 8, format: qdq, block_size: 16, nodes: {"role:up": 4}': ["role:up"],
+    "bits: auto, budget: 9 bpw": [],
+}
+
+
+@pytest.mark.parametrize("options", SECOND)
+def test_a_second_time_changes_nothing(tmp_path: Path, options: str) -> None:
+    """And says of entries whose weights are quantized already that they are."""
     source = Model().save(tmp_path / "model.onnx")
-    tailor(source, tmp_path / "once", "bits: 4", passes=["tie-embeddings"])
-    again = tailor(tmp_path / "once" / "model.onnx", tmp_path / "twice", "bits: 4", passes=["tie-embeddings"])
+    tailor(source, tmp_path / "once", options, passes=["tie-embeddings"])
+    again = tailor(tmp_path / "once" / "model.onnx", tmp_path / "twice", options, passes=["tie-embeddings"])
     assert not [change for each in again.passes for change in each.changes]
+    said = [skip.where for skip in again.passes[-1].skips if "what this entry of `nodes` names" in skip.reason]
+    assert said == SECOND[options]
+    with pytest.raises(UsageError, match=r"pattern 'role:q' matches no weight of this model"):
+        tailor(tmp_path / "once" / "model.onnx", tmp_path / "thrice", 'nodes: {"role:q": 8}')
     data = "model.onnx.data"
     assert (tmp_path / "once" / data).read_bytes() == (tmp_path / "twice" / data).read_bytes()
 

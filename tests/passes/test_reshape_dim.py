@@ -52,9 +52,15 @@ def test_attributes_alone_are_a_change(tmp_path: Path) -> None:
 
 
 def test_a_layout_that_the_target_computes_wrongly_is_replaced_and_told(tmp_path: Path) -> None:
-    _, (change,) = tailor(build(tmp_path, Case(4, k=96)), tmp_path / "out", "cuda", "layout: alias")
+    path, (change,) = tailor(build(tmp_path, Case(4, k=96)), tmp_path / "out", "cuda", "layout: alias")
+    assert isinstance(change, Change)
     assert change.details["layout_after"] == "correction"
-    assert "instead of alias, which is wrong on cuda: the kernel reads packed zero points" in change.what
+    said = "instead of alias, which is wrong on cuda: the kernel reads packed zero points"
+    assert said in change.what
+    again, (skip,) = tailor(path, tmp_path / "again", "cuda", "layout: alias")
+    assert isinstance(skip, Skip)
+    assert said in skip.reason
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_names_stay(tmp_path: Path) -> None:
