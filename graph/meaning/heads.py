@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, is_constant
+from onnx_tailor.graph.meaning.products import stored_source
 from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables.token_tables import find_tables
@@ -26,8 +27,11 @@ _TRANSPARENT = (
     "Softmax",
     "Squeeze",
     "Tanh",
+    "Transpose",
     "Unsqueeze",
 )
+_CHOOSE = ("ArgMax", "TopK")
+"""What yields ids in the place of logits."""
 _WITH_CONSTANT = ("Add", "Sub", "Mul", "Div", "Where")
 
 
@@ -63,7 +67,7 @@ def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     every float output is tried; those that lead to no projection are no candidates, and a projection with a row for
     each token of a table is preferred.
     """
-    floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None]
+    floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None or _is_id(value)]
     named = [value for value in floats if "logits" in (value.name or "").lower()]
     found = [head for value in named or floats for head in _behind(value, value)]
     if named:
@@ -73,6 +77,12 @@ def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     vocabularies = {table.matrix.shape[0] for table in find_tables(model)}
     fitting = [head for head in proved if _rows(head) in vocabularies]
     return [*(fitting or proved)]
+
+
+def _is_id(value: ir.Value) -> bool:
+    """Whether an output is what was chosen of the logits."""
+    node = behind(value, "Cast", "Reshape", "Squeeze", "Identity")
+    return node is not None and is_op(node.producer(), *_CHOOSE)
 
 
 def _rows(head: Head | QuantizedHead) -> int:
@@ -113,7 +123,7 @@ def _carried(node: ir.Node) -> ir.Value | None:
     """Return the input that passes through `node`, or None where none does."""
     if node.domain not in ONNX_DOMAINS:
         return None
-    if node.op_type in _TRANSPARENT:
+    if node.op_type in (*_TRANSPARENT, *_CHOOSE):
         return None if is_constant(node.inputs[0]) else node.inputs[0]
     if node.op_type in _WITH_CONSTANT:
         operands = node.inputs[1:] if node.op_type == "Where" else node.inputs
@@ -123,5 +133,5 @@ def _carried(node: ir.Node) -> ir.Value | None:
 
 
 def _is_fixed(value: ir.Value | None) -> bool:
-    """Whether `value` is a constant, also behind Cast, Reshape and the like."""
-    return is_constant(behind(value, "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze"))
+    """Whether `value` is a constant, or computed of constants alone, as a scale that is stored as its logarithm."""
+    return is_constant(value) or stored_source(value, {}) is not None

@@ -15,7 +15,8 @@ _CARRY = {
     **dict.fromkeys(("Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Clip", "Slice"), slice(0, 1)),
     **dict.fromkeys(("Expand", "Tile", "Transpose", "Gather"), slice(0, 1)),
     "Where": slice(1, 3),
-    **dict.fromkeys(("Max", "Min", "Concat"), slice(None)),
+    **dict.fromkeys(("Max", "Min", "Concat", "Add", "Sub"), slice(None)),
+    "ConstantOfShape": slice(0),
 }
 """Operators whose output is made of the ids that these inputs hold."""
 _EMBED = ("Add", "Mul", "Cast", "Reshape", "Identity")
@@ -63,7 +64,7 @@ def _outranks(other: Table, table: Table) -> bool:
 
 
 def token_ids(value: ir.Value | None) -> ir.Value | None:
-    """Return the graph input from which the indices `value` come unchanged, or None if they are no token ids."""
+    """Return the graph input from which the indices `value` come, moved by constants at most; None for no token ids."""
     found = _sources(value)
     source = next(iter(found)) if found is not None and len(found) == 1 else None
     if source is None or source.dtype not in _INTEGERS:

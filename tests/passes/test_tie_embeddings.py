@@ -144,6 +144,30 @@ def test_forms_are_tied_with_equal_outputs(form: str, tmp_path: Path) -> None:
     assert_tied(build(tmp_path / "model.onnx", body, weights))
 
 
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ("y = MatMul(h, W) logits = Transpose<perm = [0, 2, 1]>(y)", "float[b, 40, s] logits"),
+        ("y = MatMul(h, W) scale = Exp(T) logits = Mul(y, scale)", OUTPUTS),
+        ("y = MatMul(h, W) token = ArgMax<axis = -1, keepdims = 0>(y)", "int64[b, s] token"),
+        ("y = MatMul(h, W) value, token = TopK(y, five)", "float[b, s, 5] value, int64[b, s, 5] token"),
+    ],
+)
+def test_what_stands_behind_a_head(body: str, output: str, tmp_path: Path) -> None:
+    more = {"T": np.full(1, 0.5, np.float32), "five": np.array([5])}
+    assert_tied(build(tmp_path / "model.onnx", f"{GATHER} {body}", {**COPY, **more}, outputs=output))
+
+
+ZEROS = "n = Shape(input_ids) none = ConstantOfShape(n) whole = Cast<to = 7>(none) m = Less(input_ids, two)"
+
+
+@pytest.mark.parametrize("ids", [f"{ZEROS} ids = Where(m, whole, input_ids)", "ids = Sub(input_ids, zero)"])
+def test_ids_that_constants_move(ids: str, tmp_path: Path) -> None:
+    more = {"two": np.array([2]), "zero": np.array([0])}
+    body = f"{ids} h = Gather(E, ids) logits = MatMul(h, W)"
+    assert_tied(build(tmp_path / "model.onnx", body, {**COPY, **more}))
+
+
 @pytest.mark.parametrize("opset", [13, 14, 17, 21, 23, 24])
 def test_every_opset(opset: int, tmp_path: Path) -> None:
     body, weights = FORMS["MatMul with a transposed copy"]
