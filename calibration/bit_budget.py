@@ -121,7 +121,8 @@ def alike(weights: Sequence[Weighed], budget: int) -> Plan:
 def _too_small(budget: int, least: int) -> OptionError:
     return OptionError(
         f"the goal leaves {max(0, budget):,} bytes for the weights, but with the fewest bits they take {least:,}; "
-        "give more, larger blocks, or `embeddings: true` where a token table stays in float"
+        f"give at least {least - budget:,} bytes more, larger blocks, or, where a token table stays in float, "
+        "`embeddings: true`"
     )
 
 

@@ -204,6 +204,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, int]]:
     """Give the archive and the time at which it was written."""
     try:
         with path.open("rb") as file:
+            if file.read(2) != b"PK":  # else numpy would speak of loading it unsafely
+                raise ValueError("it is no archive of arrays")
+            file.seek(0)
             stamp = os.fstat(file.fileno()).st_mtime_ns
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):

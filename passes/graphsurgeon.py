@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from onnx_tailor.errors import ModelError, OptionError
-from onnx_tailor.graph.file.placeholders import from_placeholders, to_placeholders
+from onnx_tailor.graph.file.placeholders import PREFIX, from_placeholders, to_placeholders
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.imported import census, change, imported
 
@@ -49,6 +49,9 @@ class GraphSurgeon(Pass):
             function(graph)
             result = gs.export_onnx(graph, do_type_check=False)
         except Exception as error:  # the user's function may raise anything
+            if PREFIX in str(error):
+                what = "reads a weight, which stays in its file; let it edit the graph alone"
+                raise ModelError(f"{model.path}: {self.function} {what}") from error
             raise ModelError(f"{model.path}: {self.function} failed: {type(error).__name__}: {error}") from error
         for key in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(result, key, getattr(proto, key))

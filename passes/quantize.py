@@ -100,7 +100,7 @@ class Quantize(Pass):
 
         Raises:
             OptionError: a block size is no power of two from 16 to 256, `layers` is no list of layers, `bits: auto` and
-                a goal do not come together, or zero points cannot be floats.
+                a goal do not come together, zero points cannot be floats, or an option has nothing to work on.
         """
         goal = parse_goal(self.budget, self.size, self.kl)
         if self.method == "best":
@@ -109,6 +109,12 @@ class Quantize(Pass):
         elif (self.bits == "auto") != (goal is not None):
             goals = "`budget: 4.7 bpw`, `size: 180 MB` or `kl: 0.05`"
             raise OptionError(f"`bits: auto` and a goal ({goals}) need each other", key=("bits",))
+        if self.plan is not None and goal is None:
+            raise OptionError("`plan` is what a goal chose, and there is none", key=("plan",))
+        if self.accuracy_level is not None and self.format == "qdq":
+            raise OptionError(
+                "`accuracy_level` is MatMulNBits' own, and `format: qdq` writes none", key=("accuracy_level",)
+            )
         if self.block_size == "auto":
             if goal is None:
                 raise OptionError("`block_size: auto` is for `bits: auto`", key=("block_size",))

@@ -1,9 +1,10 @@
 """Part of the pass `quantize`: MoE becomes QMoE.
 
 Measured with onnxruntime 1.31 on the CPU: QMoE computes what MoE does with the dequantized weights, up to the order of
-additions. With 8 bits the kernel rounds the activations to 8 bits as well, unless ORT_QMOE_CPU_QNBIT_GEMM is `fp32`.
-QMoE alone always normalizes the weights of the experts that were chosen; MoE's other way is had by its input
-`router_weights`, as its float32 kernel computes it; its float16 kernel yields zeros or worse there.
+additions. With 8 bits, and with 2 in blocks of 32 or 64, the kernel rounds the activations to 8 bits as well, unless
+ORT_QMOE_CPU_QNBIT_GEMM is `fp32`. QMoE alone always normalizes the weights of the experts that were chosen; MoE's other
+way is had by its input `router_weights`, as its float32 kernel computes it; its float16 kernel yields zeros or worse
+there.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ def layer_ranges(text: str) -> tuple[range, ...]:
     """
     found: list[range] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        start, stop = int(first), int(last or first)
+        first, through, last = part.strip().partition("-")
+        start, stop = int(first), int(last if through else first)
         if stop < start:
             raise ValueError(part)
         found.append(range(start, stop + 1))

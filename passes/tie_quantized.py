@@ -21,6 +21,7 @@ from onnx_tailor.graph.tables.typed_table import TypedTable, head_of, typed_tabl
 from onnx_tailor.passes.reshape_dim import rewrite
 from onnx_tailor.report import Change, Skip
 from onnx_tailor.targets import Target
+from onnx_tailor.weights.tensors import WeightTensor
 
 
 def tie_quantized(model: TailorModel, target: Target) -> Iterator[Change | Skip]:
@@ -48,7 +49,11 @@ def unchanged(model: TailorModel, head: ir.Node) -> Skip:
             if found.layout == "broken":
                 return Skip(where=where, reason=f"its table {found.node.name} is broken; reshape-dim mends it")
             return Skip(where=where, reason="it is tied already", details={"tied": True})
-    why = "no token table holds its values" if own is not None else f"no token table can read it: {table}"
+    tensor = None if isinstance(table, str) else WeightTensor.of_value(table.codes)
+    if tensor is not None and tensor.view is None:
+        why = "its codes are not written yet: let tie-embeddings stand before quantize"
+    else:
+        why = "no token table holds its values" if own is not None else f"no token table can read it: {table}"
     return Skip(where=where, reason=f"it is quantized already, and {why}")
 
 

@@ -14,7 +14,8 @@ from onnx_tailor.errors import ModelError
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.weights.tensors import WeightTensor
 
-_PREFIX = "onnx-tailor-weight-"
+PREFIX = "onnx-tailor-weight-"
+"""Of the locations."""
 
 
 def to_placeholders(model: TailorModel) -> tuple[onnx.ModelProto, dict[str, WeightTensor]]:
@@ -25,7 +26,7 @@ def to_placeholders(model: TailorModel) -> tuple[onnx.ModelProto, dict[str, Weig
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, WeightTensor):
-                location = f"{_PREFIX}{len(weights)}"
+                location = f"{PREFIX}{len(weights)}"
                 weights[location] = tensor
                 kept.append((value, tensor))
                 value.const_value = ir.ExternalTensor(

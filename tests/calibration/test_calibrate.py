@@ -178,7 +178,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), (b"", "No data left"), (b"PK\3\4rubbish", "zip"), (b"\x93NUMPY", "read")],
+    [(None, "No such file"), (b"", "it is no archive of arrays"), (b"PK\3\4rubbish", "zip"), (b"\x93NUMPY", "read")],
 )
 def test_a_file_that_is_no_calibration(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "c.npz"

@@ -83,7 +83,7 @@ def test_a_weight_that_it_adds_is_kept(tmp_path: Path) -> None:
     ("function", "error", "message"),
     [
         ("surgeons:fails", ModelError, "surgeons:fails failed: KeyError: 'no such node'"),
-        ("surgeons:reads_a_weight", ModelError, "surgeons:reads_a_weight failed"),
+        ("surgeons:reads_a_weight", ModelError, "surgeons:reads_a_weight reads a weight, which stays in its file"),
         (
             "surgeons:missing",
             UsageError,
