@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 
 @dataclass(frozen=True)
 class Projection:
-    """output = activation @ weight.T (+ bias), in whatever form the exporter wrote it."""
+    """output = alpha * activation @ weight.T (+ bias), in whatever form the exporter wrote it."""
 
     node: ir.Node
     """The MatMul, Gemm, FusedMatMul or Einsum."""
@@ -25,6 +25,7 @@ class Projection:
     """[N], or None."""
     output: ir.Value
     """[..., N]: the node's output, or that of the Reshape which restores the dimensions around a Gemm."""
+    alpha: float = 1.0
 
     @property
     def name(self) -> str:
@@ -46,8 +47,8 @@ def match_projection(node: ir.Node) -> Projection | str | None:
         return _gemm(node)
     if node.domain == MICROSOFT and node.op_type == "FusedMatMul":
         odd = [name for name in ("transA", "transBatchA", "transBatchB") if attribute(node, name, 0)]
-        if odd or _scaled(node, "alpha"):
-            return f"FusedMatMul with {', '.join(odd) or 'alpha'}"
+        if odd:
+            return f"FusedMatMul with {', '.join(odd)}"
         return _matmul(node, transpose_weight=not attribute(node, "transB", 0))
     if is_op(node, "Einsum") and len(node.inputs) == 2:
         return _einsum(node)
@@ -73,22 +74,23 @@ def _matmul(node: ir.Node, *, transpose_weight: bool) -> Projection | str:
     if isinstance(matrix, str):
         return f"its second input is no weight: {matrix}"
     assert activation is not None
-    return Projection(node, matrix.transpose() if transpose_weight else matrix, activation, None, node.outputs[0])
+    weight, alpha = matrix.transpose() if transpose_weight else matrix, _number(node, "alpha")
+    return Projection(node, weight, activation, None, node.outputs[0], alpha)
 
 
 def _gemm(node: ir.Node) -> Projection | str:
-    if attribute(node, "transA", 0) or _scaled(node, "alpha"):
-        return "Gemm with transA or alpha"
+    if attribute(node, "transA", 0):
+        return "Gemm with transA"
     found = _matmul(node, transpose_weight=not attribute(node, "transB", 0))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if isinstance(found, str) or bias is None:
         return found if isinstance(found, str) else _unwrapped(found)
-    if _scaled(node, "beta"):
+    if _number(node, "beta") != 1.0:
         return "Gemm with beta"
     shape = constant_shape(bias)
     if shape != (found.weight.shape[0],):
         return f"Gemm whose third input is no bias of {found.weight.shape[0]} elements"
-    return _unwrapped(Projection(node, found.weight, found.activation, bias, found.output))
+    return _unwrapped(replace(found, bias=bias))
 
 
 def _unwrapped(projection: Projection) -> Projection:
@@ -113,7 +115,7 @@ def _unwrapped(projection: Projection) -> Projection:
     tail = concat.inputs[1].const_value if len(concat.inputs) == 2 and concat.inputs[1] is not None else None
     if not whole or tail is None or tail.numpy().tolist() != [projection.weight.shape[0]]:
         return projection
-    return Projection(projection.node, projection.weight, source, projection.bias, restore.outputs[0])
+    return replace(projection, activation=source, output=restore.outputs[0])
 
 
 def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -133,7 +135,10 @@ def wrap_gemm(model: TailorModel, projection: Projection, table: ir.Value, dtype
     if rank != 2:
         flat = model.int64s([-1, columns], f"{name}/flat_shape")
         gemm_inputs[0] = model.insert_before(node, "Reshape", [source, flat], name=f"{name}/flatten", dtype=dtype)
-    result = model.insert_before(node, "Gemm", gemm_inputs, attributes={"transB": 1}, name=name, dtype=dtype)
+    attributes: dict[str, int | float] = {"transB": 1}
+    if projection.alpha != 1.0:
+        attributes["alpha"] = projection.alpha
+    result = model.insert_before(node, "Gemm", gemm_inputs, attributes=dict(attributes), name=name, dtype=dtype)
     made = result.producer()
     assert made is not None
     made.metadata_props.update(node.metadata_props)
@@ -165,6 +170,15 @@ def leading_shape(model: TailorModel, anchor: ir.Node, source: ir.Value, name: s
     return model.insert_before(anchor, "Slice", [whole, *bounds], name=f"{name}/leading", dtype=integers)
 
 
-def _scaled(node: ir.Node, name: str) -> bool:
+def scaled(model: TailorModel, projection: Projection, product: ir.Value, name: str) -> ir.Value:
+    """Return `product`, activation @ weight.T, times the projection's alpha."""
+    if projection.alpha == 1.0:
+        return product
+    assert product.dtype is not None
+    alpha = model.constant(ir.tensor([projection.alpha], product.dtype), f"{name}/alpha")
+    return model.insert_before(projection.node, "Mul", [product, alpha], name=f"{name}/scaled", dtype=product.dtype)
+
+
+def _number(node: ir.Node, name: str) -> float:
     found = node.attributes.get(name)
-    return found is not None and float(found.value) != 1.0
+    return 1.0 if found is None else float(found.value)

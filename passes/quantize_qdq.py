@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import TailorModel
-from onnx_tailor.graph.projections import Projection, match_projection, wrap_gemm
+from onnx_tailor.graph.projections import Projection, match_projection, scaled, wrap_gemm
 from onnx_tailor.graph.tables.block_table import BlockTable, gather
 from onnx_tailor.graph.tables.scales import read_as
 from onnx_tailor.passes.quantize_weight import SCALE_TYPES, describe, widest
@@ -87,6 +87,7 @@ def _weight(model: TailorModel, candidate: Candidate, job: QuantizeJob) -> int:
         made = result.producer()
         assert made is not None
         made.metadata_props.update(node.metadata_props)
+        result = scaled(model, current, result, own)
         if current.bias is not None:
             result = model.insert_before(node, "Add", [result, current.bias], name=f"{own}/bias", dtype=kind)
         model.replace(current.output, result)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.meaning.candidates import Candidate
 from onnx_tailor.graph.model import MICROSOFT, TailorModel
-from onnx_tailor.graph.projections import Projection, match_projection
+from onnx_tailor.graph.projections import Projection, match_projection, scaled
 from onnx_tailor.graph.tables.block_table import BlockTable, gather
 from onnx_tailor.graph.tables.scales import read_as
 from onnx_tailor.graph.tables.stacks import Stack, as_matrices, stack_rows
@@ -139,13 +139,14 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         read_as(model, table.scales, kind),
         points,
     ]
-    if projection.bias is not None:
-        bias = projection.bias
+    bias = projection.bias
+    inside = bias if projection.alpha == 1.0 else None  # what the operator adds would be scaled as well
+    if inside is not None:
         if kind != dtype:
-            bias = model.insert_before(
-                node, "Cast", [bias], attributes={"to": int(kind)}, name=f"{name}/bias", dtype=kind
+            inside = model.insert_before(
+                node, "Cast", [inside], attributes={"to": int(kind)}, name=f"{name}/bias", dtype=kind
             )
-        inputs += [None, bias]
+        inputs += [None, inside]
     while inputs[-1] is None:
         inputs.pop()
     result = model.insert_before(
@@ -158,6 +159,9 @@ def _matmul(model: TailorModel, projection: Projection, table: BlockTable, accur
         result = model.insert_before(
             node, "Cast", [result], attributes={"to": int(dtype)}, name=f"{name}/narrow", dtype=dtype
         )
+    result = scaled(model, projection, result, name)
+    if bias is not None and inside is None:
+        result = model.insert_before(node, "Add", [result, bias], name=f"{name}/bias", dtype=dtype)
     model.replace(projection.output, result)
 
 
