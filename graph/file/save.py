@@ -66,10 +66,8 @@ def outside(model: TailorModel) -> list[WeightTensor]:
 
 
 def graph_bytes(model: TailorModel, storage: Storage, store: str) -> int:
-    """Return how large the ONNX file will be, but for a few bytes; computes no weight."""
-    inside = [value.const_value for value in weight_tensors(model) if not _is_outside(value)]
-    held = sum(tensor.nbytes for tensor in inside if isinstance(tensor, WeightTensor))
-    return _to_proto(model, storage.plan, store, hold_weights=False).ByteSize() + held
+    """Return how large the ONNX file will be; computes no weight."""
+    return _to_proto(model, storage.plan, store, hold_weights=False).ByteSize()
 
 
 def write_graph(model: TailorModel, storage: Storage, store: str, folder: Path) -> None:
@@ -117,7 +115,7 @@ def _is_outside(value: ir.Value) -> bool:
 
 
 def _to_proto(model: TailorModel, storage: Plan, store: str, *, hold_weights: bool = True) -> onnx.ModelProto:
-    """Return the model with references to the weights outside, and without the others unless `hold_weights`."""
+    """Return the model with references to the weights outside, and zeros for the others unless `hold_weights`."""
     kept: list[tuple[ir.Value, WeightTensor]] = []
     try:
         for value in weight_tensors(model):
@@ -129,9 +127,8 @@ def _to_proto(model: TailorModel, storage: Plan, store: str, *, hold_weights: bo
                 place = storage.of(store, tensor)
                 value.const_value = _reference(tensor, value.name, place.file, place.offset)
             else:  # here rather than in the serializer, which would wrap what is said of a weight that is not finite
-                value.const_value = (
-                    _inside(tensor, value.name) if hold_weights else _reference(tensor, value.name, store, 0)
-                )
+                content = tensor.tobytes() if hold_weights else bytes(tensor.nbytes)
+                value.const_value = _inside(tensor, value.name, content)
         return ir.to_proto(model.ir_model)
     except ir.serde.SerdeError as error:
         raise ModelError(f"{model.path}: the graph cannot be written ({innermost(error)})") from error
@@ -153,7 +150,7 @@ def _reference(tensor: WeightTensor, name: str | None, file: str, offset: int) -
     )
 
 
-def _inside(tensor: WeightTensor, name: str | None) -> ir.TensorProtoTensor:
-    proto = onnx.TensorProto(name=name or "", data_type=tensor.dtype, dims=tensor.dims, raw_data=tensor.tobytes())
+def _inside(tensor: WeightTensor, name: str | None, content: bytes) -> ir.TensorProtoTensor:
+    proto = onnx.TensorProto(name=name or "", data_type=tensor.dtype, dims=tensor.dims, raw_data=content)
     proto.doc_string = tensor.doc_string or ""
     return ir.TensorProtoTensor(proto)
