@@ -91,16 +91,7 @@ def run(
         if not dry_run:  # a thread of its own hashes the files from here on
             digests.begin(file for each in models for file in each.files)
         circumstances = Circumstances(chosen, Path(scratch), watch, dry_run, one_store=not (per_model or client))
-        reports = [_loading(each) for each in models]
-        in_turn = tuple(step.pass_ for step in recipe.steps)
-        for number, step in enumerate(recipe.steps):
-            here = replace(circumstances, before=in_turn[:number], after=in_turn[number + 1 :])
-            for own, done in zip(reports, _run_step(step, models, here), strict=True):
-                own.append(done)
-        passes = tuple(report for own in reports for report in own)
-        for each in models:
-            if any(report.changes for report in passes if report.file == each.path.name):
-                forget_named_sizes(each)
+        passes = _run_steps(recipe, models, circumstances)
         arrangement = arrange(models, source.path, client=client, per_model=per_model, max_file=max_shard_size)
         report = Report(
             version=__version__,
@@ -118,13 +109,33 @@ def run(
         )
         job = Job(models, arrangement, report, hands, check)
         if folder is None:
-            expected = forecast(job)
-            after = replace(report.after, file_bytes=sum(expected.file_bytes.values()))
-            report = replace(report, after=after, files=tuple(expected.file_bytes), forecast=expected)
+            report = _foreseen(job)
         else:
             with working(folder) as work:
                 report = write_output(job, work, digests, watch, resume=resume)
     return replace(report, seconds=round(time.monotonic() - started, 3))
+
+
+def _run_steps(recipe: Recipe, models: Sequence[TailorModel], circumstances: Circumstances) -> tuple[PassReport, ...]:
+    """Run every step on every model; return the reports of each model's own in a row."""
+    reports = [_loading(each) for each in models]
+    in_turn = tuple(step.pass_ for step in recipe.steps)
+    for number, step in enumerate(recipe.steps):
+        here = replace(circumstances, before=in_turn[:number], after=in_turn[number + 1 :])
+        for own, done in zip(reports, _run_step(step, models, here), strict=True):
+            own.append(done)
+    passes = tuple(report for own in reports for report in own)
+    for each in models:
+        if any(report.changes for report in passes if report.file == each.path.name):
+            forget_named_sizes(each)
+    return passes
+
+
+def _foreseen(job: Job) -> Report:
+    """Return the report of a run that writes nothing."""
+    expected = forecast(job)
+    after = replace(job.report.after, file_bytes=sum(expected.file_bytes.values()))
+    return replace(job.report, after=after, files=tuple(expected.file_bytes), forecast=expected)
 
 
 def _target(name: str) -> Target:
