@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnx_tailor import recipe as reading
     from onnx_tailor.calibration import calibrate as calibrating
     from onnx_tailor.calibration import tokens as calibration_tokens
-    from onnx_tailor.console import comparison, inspection, linting, listing, measuring, progress, results
+    from onnx_tailor.console import comparison, inspection, linting, listing, measuring, printing, progress, results
     from onnx_tailor.console import schema as schemas
     from onnx_tailor.lint import fix as fixing
     from onnx_tailor.lint import rules as linter
@@ -56,6 +56,7 @@ else:
     measure = lazy("onnx_tailor.verify")
     spelling = lazy("onnx_tailor.spelling")
     pipeline = lazy("onnx_tailor.pipeline")
+    printing = lazy("onnx_tailor.console.printing")
     progress = lazy("onnx_tailor.console.progress")
     reading = lazy("onnx_tailor.recipe")
     recommendation = lazy("onnx_tailor.recommend")
@@ -168,10 +169,11 @@ def run(
             watch.finish()
             if check is not None and not as_json:
                 comparison.show_measured(check.found)
-    if as_json:
-        _print_json(done.to_json())
-    else:
-        results.show_report(done)
+    with printing.done_already("nothing was to be written" if output is None else f"{output} is written"):
+        if as_json:
+            _print_json(done.to_json())
+        else:
+            results.show_report(done)
 
 
 @app.command()
@@ -258,8 +260,8 @@ def verify(
     limits = measure.parse_limits(limit or ())
     options = measuring.TokenOptions(tokens=tokens, text=text, tokenizer=tokenizer, window=window, windows=windows)
     chosen = measuring.read_tokens(options, reference)
-    files = [measuring.model_file(candidate) for candidate in candidates]
     original = measuring.model_file(reference)
+    files = [measuring.model_file(candidate, original) for candidate in candidates]
     if report is not None:
         building.check_path(report)
     watch = progress.progress()

@@ -132,7 +132,7 @@ def parse(
     items = _items(tree, registry, problems)
     if not problems:
         for number, setting in enumerate(settings, 1):
-            items = _set(items, setting, number)
+            items = _set(items, setting, number, registry)
     steps = [_step(item, registry[item.name], problems) for item in items]
     if problems:
         raise refuse(problems)
@@ -272,7 +272,7 @@ def _item(part: Tree, problems: list[Problem]) -> _Item | None:
     return None
 
 
-def _set(items: Sequence[_Item], setting: str, number: int) -> list[_Item]:
+def _set(items: Sequence[_Item], setting: str, number: int, registry: Mapping[str, type[Pass]]) -> list[_Item]:
     """Return the items with the `number`-th setting, "PASS.KEY=VALUE", in place.
 
     Raises:
@@ -299,7 +299,9 @@ def _set(items: Sequence[_Item], setting: str, number: int) -> list[_Item]:
     tree = read("\n" * (number - 1) + " " * (len(target) + 1) + value, SETTINGS)
     option, _, pattern = key.partition(".")
     place = replace(where, column=len(name) + 2)
-    old = found[0].options.entries
+    rivals = {rival for group in registry[name].exclusive if option in group for rival in group} - {option}
+    entries = found[0].options.entries
+    old = {k: e for k, e in entries.items() if k not in rivals or e.key.file == SETTINGS}
     if pattern:
         rules = old[option].value.entries if option in old else {}
         pattern_place = replace(where, column=len(name) + len(option) + 3)

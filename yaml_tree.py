@@ -114,6 +114,8 @@ def read(text: str, file: str) -> Tree:
         mark = error.problem_mark or error.context_mark
         position = Position(file, mark.line + 1, mark.column + 1) if mark else Position(file, 1, 1)
         clause = ", ".join(part for part in (error.context, error.problem) if part)
+        if "alias" in clause:
+            clause += "; a pattern that begins with * stands in quotes"
         raise refuse([Problem(position, f"this is not YAML: {clause}")]) from error
     except YAMLError as error:
         clause = str(error).splitlines()[0]

@@ -22,13 +22,14 @@ _NAMED = 3
 def show_lint(found: Lint) -> None:
     """Print the findings, those that are alike but for their place together."""
     console = Console()
+    several = len({finding.file for finding in found.findings}) > 1
     kinds: dict[tuple[str, str, str, str | None], list[Finding]] = {}
     for finding in found.findings:
         mend = finding.mend.line if finding.mend else None
         kinds.setdefault((finding.level, finding.rule, finding.what, mend), []).append(finding)
     for (level, rule, what, mend), alike in kinds.items():
         cost = sum(finding.bytes for finding in alike)
-        places = [finding.where for finding in alike]
+        places = [f"{finding.file}: {finding.where}" if several else finding.where for finding in alike]
         named = ", ".join(places[:_NAMED]) + (f" and {len(places) - _NAMED} more" if len(places) > _NAMED else "")
         print_line(
             console, f"{level} {rule}: {named}{f' ({size(cost)})' if cost else ''}", "red" if level == "problem" else ""

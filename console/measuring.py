@@ -174,8 +174,8 @@ def measure(
     ]
 
 
-def model_file(path: Path) -> Path:
-    """Return the one ONNX file of a folder, such as `run` writes; a file as it is.
+def model_file(path: Path, like: Path | None = None) -> Path:
+    """Return the one ONNX file of a folder, such as `run` writes, or that which is named as `like` is; a file as it is.
 
     Raises:
         UsageError: the folder holds none, or several.
@@ -184,9 +184,12 @@ def model_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     files = onnx_files(path)
-    if len(files) != 1:
-        raise UsageError(f"{path} holds {len(files)} ONNX files; give the one to compare")
-    return files[0]
+    same = [file for file in files if like is not None and file.name == like.name]
+    if not files:
+        raise UsageError(f"{path} holds no ONNX file")
+    if len(files) > 1 and not same:
+        raise UsageError(f"{path} holds {', '.join(file.name for file in files)}; give the one that is meant")
+    return (same or files)[0]
 
 
 def read_tokens(options: TokenOptions, reference: Path) -> Tokens | TokenOptions:

@@ -76,7 +76,7 @@ def _forecast(console: Console, expected: Forecast) -> None:
     needs = f"disk {size(expected.disk_bytes)}, memory at most about {size(expected.memory_bytes)}"
     print_line(console, f"needs {needs}; reads {size(expected.read_bytes)} of weights")
     if expected.seconds is not None:
-        print_line(console, f"takes about {max(1, round(expected.seconds))} s on this machine")
+        print_line(console, f"writing takes about {max(1, round(expected.seconds))} s on this machine")
 
 
 def show_check(found: Checked) -> None:

@@ -99,17 +99,20 @@ def _behind(inner: Matrix, node: ir.Node) -> Matrix | str:
     return Matrix(inner.root, view, dtype, (*inner.through, node))
 
 
-def final_readers(root: ir.Value) -> set[ir.Node]:
-    """Return the nodes that read an initializer as it is or behind Transpose, Cast and Identity nodes."""
-    found: set[ir.Node] = set()
+def final_readers(root: ir.Value) -> list[ir.Node]:
+    """Return the nodes that read the values of an initializer, as it is or behind Transpose, Cast and Identity nodes.
+
+    What reads its shape alone is content with a constant.
+    """
+    found: dict[ir.Node, None] = {}
     queue = [root]
     while queue:
         for node in queue.pop().consumers():
             if is_op(node, "Transpose", "Cast", "Identity"):
                 queue += node.outputs
-            else:
-                found.add(node)
-    return found
+            elif not is_op(node, "Shape", "Size"):
+                found[node] = None
+    return list(found)
 
 
 def constant_shape(value: ir.Value) -> tuple[int, ...] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx_ir as ir
+
 from onnx_tailor.graph.meaning.heads import Head, find_heads
 from onnx_tailor.graph.tables.nbits_weight import blob_of
 from onnx_tailor.graph.tables.read_block_table import FoundTable
@@ -18,13 +20,16 @@ _MEND = Mend("tie-embeddings")
 def untied(subject: Subject) -> Iterator[Finding]:
     """Compare every table with every head of its shape, float or quantized, and name the copies."""
     tables = find_tables(subject.model)
-    for head in find_heads(subject.model):
-        if not isinstance(head, Head):
-            continue
-        found = match(head.projection, tables, force=False)
-        if isinstance(found, Tied) and found.saved:
+    heads = [head for head in find_heads(subject.model) if isinstance(head, Head)]
+    seen: set[ir.Value] = set()
+    for head in heads:
+        root = head.projection.weight.root
+        found = match(head.projection, tables, force=False) if root not in seen else None
+        seen.add(root)  # both branches of an If may read one copy
+        saved = found.saved(each.projection.node for each in heads) if isinstance(found, Tied) else 0
+        if isinstance(found, Tied) and saved:
             what = f"a second copy of the table {found.kept.name} ({found.proof})"
-            yield subject.problem("untied", head.projection.name, what, bytes_=found.saved, mend=_MEND)
+            yield subject.problem("untied", head.projection.name, what, bytes_=saved, mend=_MEND)
     for table in tables:
         same = same_float_table(subject.heads, table.matrix.view)
         if same is not None and same.rounding.same:

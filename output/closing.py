@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Self
 
 from onnx_tailor.errors import ModelError
-from onnx_tailor.progress import Progress
 from onnx_tailor.report import FileDigest
 from onnx_tailor.weights.digest import sha256_of
 from onnx_tailor.weights.pool import workers
@@ -23,10 +22,9 @@ class Closing:
     A context manager, whose end drops what has not begun.
     """
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path) -> None:
         """Begin with no file; `progress` hears of the bytes hashed."""
         self._folder = folder
-        self._progress = progress
         self._flusher = ThreadPoolExecutor(1)
         self._hashers = ThreadPoolExecutor(workers())
         self._flushed: list[Future[None]] = []
@@ -41,12 +39,12 @@ class Closing:
         for pool in (self._flusher, self._hashers):
             pool.shutdown(cancel_futures=True)
 
-    def begin(self, names: Iterable[str]) -> None:
-        """Hash and flush the files of these names, to which nobody writes any more."""
+    def begin(self, names: Iterable[str], advance: Callable[[int], None] = lambda _: None) -> None:
+        """Hash and flush the files of these names, to which nobody writes any more; `advance` hears of their bytes."""
         for name in names:
             path = self._folder / name
             self._flushed.append(self._flusher.submit(flush, path))
-            self._digests[name] = self._hashers.submit(_digest, path, self._folder, self._progress.advance)
+            self._digests[name] = self._hashers.submit(_digest, path, self._folder, advance)
 
     def of(self, names: Iterable[str]) -> tuple[FileDigest, ...]:
         """Return the digests of files that were begun, when all that was begun has reached the disk.

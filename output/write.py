@@ -122,11 +122,11 @@ def write_output(job: Job, work: Work, digests: Digests, progress: Progress, *, 
         progress.start("writing", job.read_bytes)
         # The tiles have threads already, and sums must not depend on how many BLAS has. Small outputs of a job are
         # computed again for the graph, and must be those that belong to the large ones.
-        with threadpool_limits(1, user_api="blas"), Closing(work.folder, progress) as closing:
+        with threadpool_limits(1, user_api="blas"), Closing(work.folder) as closing:
             write(job.storage.plan, Destination(models, work.token), progress, notes, job.executor)
             progress.start("checking", sum(job.storage.plan.files.values()))
             data = [job.arrangement.inside(name) for name in job.storage.plan.files]
-            closing.begin(data)
+            closing.begin(data, progress.advance)
             graphs, others = _write_small(job, models, work.folder)
             closing.begin([*graphs, *others])
             outputs = closing.of([*graphs, *data, *others])

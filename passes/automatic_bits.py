@@ -45,8 +45,7 @@ def with_explicit_bits(
     parts = [Part.of(each, model, circumstances) for each, model in zip(passes, models, strict=True)]
     one_store = circumstances.one_store or goal.file_bytes is None
     shared, equal = find_shared(parts, one_store=one_store)
-    nothing = not any(part.candidates for part in parts)
-    if nothing and any(find_quantized(model) for model in models):  # a run on what an earlier one wrote
+    if not shared and any(find_quantized(model) for model in models):  # a run on what an earlier one wrote
         return [exactly(each, each.nodes) for each in passes]
     if not shared:
         raise OptionError("no weight is left whose bits could be chosen", key=("bits",))
@@ -62,7 +61,9 @@ def with_explicit_bits(
         exactly(part.options, _first(each, part.options.nodes)) for part, each in zip(parts, nodes, strict=True)
     ]
     if options.plan is not None:
-        united = replace(explicit[0], nodes=_united([each.nodes for each in explicit], options.nodes))
+        nodes_of_all = _united([each.nodes for each in explicit], options.nodes)
+        calibration = next((each.calibration for each in passes if each.calibration is not None), None)
+        united = replace(explicit[0], nodes=nodes_of_all, calibration=calibration)
         where = models[0].path.name if len(models) == 1 else f"{len(models)} files"
         said = f"{goal} for {where}"
         write_plan(options.plan, united, said, circumstances, keep_calibration=not own_calibration)

@@ -46,6 +46,8 @@ class Pass(ABC):
 
     name: ClassVar[str]
     """The pass's name in a recipe."""
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of options of which one alone may be given; one from the command line takes the place of the recipe's."""
 
     def prepare(self, model: TailorModel, circumstances: Circumstances) -> Pass:
         """Return the pass that is applied in this one's place: with what takes long to find out as its options.

@@ -15,7 +15,5 @@ def left_alone(candidate: Candidate, rule: NodeRule, bits: Setting | Literal["au
     if candidate.place.role == "router" and rule.bits is None:
         return "a router decides which experts run, so it is left in float; `nodes: {'role:router': 8}` quantizes it"
     if candidate.others:
-        other = candidate.others[0]
-        reader = f"{other.op_type} {other.name}" if other.name else f"a {other.op_type}"
-        return f"{reader} reads it too and needs its floats, so that it would be stored twice"
+        return f"{candidate.others[0]} reads it too and needs its floats, so that it would be stored twice"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ def require_free(path: str) -> None:
         with Path(path).open(encoding="utf-8", errors="replace") as file:
             ours = file.read(len(_OURS)) == _OURS
     except FileNotFoundError:
+        if not Path(path).absolute().parent.is_dir():
+            raise OptionError(f"plan {path}: there is no folder {Path(path).parent}", key=("plan",)) from None
         return
     except OSError as error:
         raise OptionError(f"plan {path}: cannot be written ({error.strerror or error})", key=("plan",)) from error
@@ -53,8 +55,10 @@ def write_plan(
 
 
 def _item(pass_: Pass) -> str:
-    options = plain(pass_)
-    return f"  - {pass_.name}" + (f": {json.dumps(options, ensure_ascii=False)}" if options else "")
+    paths = {each.name: getattr(pass_, each.name) for each in fields(pass_)}
+    found = {name: path.resolve() for name, path in paths.items() if isinstance(path, Path)}
+    options = plain(replace(pass_, **found))
+    return f"  - {pass_.name}" + (f": {json.dumps(options)}" if options else "")
 
 
 def _quantize(options: Quantize) -> list[str]:

@@ -50,6 +50,7 @@ class Quantize(Pass):
     """
 
     name: ClassVar[str] = "quantize"
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("budget", "size", "kl"),)
 
     method: Preset = "k_quant"
     """How scales and codes are chosen. `imatrix` is k_quant with errors weighted by what the weights are multiplied by,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
 
 from onnx_tailor.errors import OptionError
-from onnx_tailor.graph.meaning.quantized import find_quantized
+from onnx_tailor.graph.meaning.quantized import Quantized, find_quantized
 from onnx_tailor.graph.meaning.roles import Place
 from onnx_tailor.graph.model import TailorModel
 
+_MAGIC = re.compile(r"[*?\[]")
+"""What makes a pattern more than a name."""
 Bits = Literal[2, 4, 8]
 Setting = Literal[2, 4, 8, "float", "skip"]
 
@@ -89,11 +92,14 @@ def select(
         OptionError: a pattern matches no weight at all, not even one that is quantized in the `models`.
     """
     chosen: dict[Selectable, NodeRule] = {}
+    quantized: list[Quantized] | None = None  # looked for where a pattern matches nothing else
     for pattern, setting in nodes.items():
         rule = setting if isinstance(setting, NodeRule) else NodeRule(bits=setting)
         matching = [c for c in candidates if _matches(pattern, c)]
         inside = [c for c in matching if _inside(c, rule.layers)]
-        if not inside and not any(_names(pattern, rule, each) for model in models for each in find_quantized(model)):
+        if not inside and quantized is None:
+            quantized = [each for model in models for each in find_quantized(model)]
+        if not inside and not any(_names(pattern, rule, each) for each in quantized or ()):
             raise OptionError(_nothing(pattern, rule, candidates, bool(matching)), key=("nodes", pattern))
         for candidate in inside:
             chosen.setdefault(candidate, rule)
@@ -140,6 +146,8 @@ def first_match(nodes: Mapping[str, Setting | NodeRule], candidate: Selectable) 
 def _matches(pattern: str, candidate: Selectable) -> bool:
     if pattern.startswith("role:"):
         return pattern.removeprefix("role:") in candidate.roles
+    if not _MAGIC.search(pattern):  # as in a plan, which may have thousands of entries
+        return pattern in candidate.names
     return any(fnmatchcase(name, pattern) for name in candidate.names)
 
 

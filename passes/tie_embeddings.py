@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -84,12 +84,13 @@ class Tied:
     """The copy that all will read, as [V, K]: the one with most rows where a vocabulary is padded."""
     proof: str
 
-    @property
-    def saved(self) -> int:
-        """Bytes of the copies that go: those that nothing else reads."""
-        own = {self.projection.node, *(table.node for table in self.tables)}
+    def saved(self, also: Iterable[ir.Node] = ()) -> int:
+        """Return the bytes of the copies that go: those that nothing else reads, but for `also`, tied like these."""
+        own = {self.projection.node, *(table.node for table in self.tables), *also}
         copies = {m.root: m.view.nbytes for m in (self.projection.weight, *(t.matrix for t in self.tables))}
-        return sum(n for root, n in copies.items() if root is not self.kept.root and final_readers(root) <= own)
+        return sum(
+            n for root, n in copies.items() if root is not self.kept.root and own.issuperset(final_readers(root))
+        )
 
 
 def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied | Skip:
@@ -162,7 +163,7 @@ def _reads_plainly(projection: Projection, table: Matrix) -> bool:
 def rewrite(model: TailorModel, tied: Tied) -> Change:
     """Make all read `tied.kept` as it lies, with no Transpose and no Reshape of it."""
     kept, projection, name = tied.kept, tied.projection, tied.projection.name
-    before, gathers = kept.view.nbytes + tied.saved, [table.node.name for table in tied.tables]
+    before, gathers = kept.view.nbytes + tied.saved(), [table.node.name for table in tied.tables]
     value = _shared_value(model, kept)
     for table in tied.tables:
         _gather_from(model, table, value)

@@ -55,7 +55,7 @@ def check_path(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.parent}")
     if any(find_spec(name) is None for name in _NEEDED):
-        raise UsageError("--report needs the extra packages of `report`: pip install 'onnx-tailor[report]'")
+        raise UsageError("--report needs the packages of the extra `report`; install it as in pip install '.[report]'")
 
 
 def write_page(path: Path, reference: Mapping[str, Any], subjects: Sequence[Subject]) -> None:

@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from language_model import Model
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -140,7 +142,24 @@ def test_every_failure_has_its_sentence(
 def test_verify_wants_a_folder_with_one_model(tmp_path: Path) -> None:
     result = call("verify", str(tmp_path), str(tmp_path))
     assert result.exit_code == 2
-    assert result.stderr == f"error: {tmp_path} holds 0 ONNX files; give the one to compare\n"
+    assert result.stderr == f"error: {tmp_path} holds no ONNX file\n"
+
+
+def test_a_report_that_cannot_be_printed_undoes_nothing(tmp_path: Path) -> None:
+    """The exit status speaks of the output: whole, whatever became of standard output."""
+    model = Model().save(tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "onnx_tailor", "run", "rtn", str(model), "-o"]
+    with Path("/dev/full").open("w") as full:
+        streams = {"stdout": full, "stderr": subprocess.PIPE}
+        done = subprocess.run([*command, str(tmp_path / "a")], check=False, text=True, **streams)
+    assert (done.returncode, "a is written" in done.stderr) == (0, True)
+    with subprocess.Popen([*command, str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.close()
+        started.wait()
+        assert started.returncode == 0
+    for name in ("a", "b"):
+        assert (tmp_path / name / "tailor-report.json").exists()
 
 
 def test_recipes_lists_and_prints() -> None:

@@ -20,7 +20,11 @@ __all__ = ["head_size", "is_over_vocabulary", "positions", "reads_tokens", "tabl
 
 _GATHERS = frozenset({"Gather", "GatherBlockQuantized"})
 _POSITIONS = ("max_position_embeddings", "max_target_positions", "n_positions")
-_PASSING = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_PASSING = frozenset(
+    {"Add", "Cast", "Clip", "Expand", "Flatten", "Identity", "Max", "Min", "Reshape", "Slice", "Squeeze"}
+)
+_PASSING |= {"Sub", "Tile", "Transpose", "Unsqueeze", "Where"}
+"""What carries ids, as `graph.tables.token_tables` knows it."""
 
 
 def head_size(path: Path) -> int | None:
@@ -82,7 +86,7 @@ def table_rows(path: Path) -> int | None:
     rows = {each.name: int(each.dims[0]) for each in graph.initializer if len(each.dims) >= 2}
     ids = {each.name for each in graph.input if each.name in IDS}
     for node in graph.node:  # in topological order, as ONNX demands
-        if node.op_type in _PASSING and node.input[0] in ids:
+        if node.op_type in _PASSING and ids.intersection(node.input):
             ids.update(node.output)
         elif node.op_type in _GATHERS and node.input[1] in ids and node.input[0] in rows:
             return rows[node.input[0]]

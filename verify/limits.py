@@ -56,11 +56,15 @@ LIMITS: Mapping[str, Limit] = {
 """By the name on the command line."""
 
 
+_SHARES = frozenset({"top1", "top5"})
+_RANGE = {True: "never below 0 or above 1", False: "never below 0"}
+
+
 def parse_limits(settings: Sequence[str]) -> dict[str, float]:
     """Read "kl=0.1" and the like.
 
     Raises:
-        UsageError: a setting has another form, or names no figure.
+        UsageError: a setting has another form, names no figure, or a value that the figure never has.
 
     """
     found = {}
@@ -75,6 +79,10 @@ def parse_limits(settings: Sequence[str]) -> dict[str, float]:
             value = math.nan
         if not equals or not math.isfinite(value):
             raise UsageError(f"--limit {setting}: give a number behind the equals sign, as in --limit kl=0.1")
+        largest = 1 if name in _SHARES else math.inf
+        if not 0 <= value <= largest:
+            advice = f"; did you mean {value / 100:g}?" if largest < value <= 100 else ""
+            raise UsageError(f"--limit {setting}: the {LIMITS[name].what} is {_RANGE[name in _SHARES]}{advice}")
         found[name] = value
     return found
 

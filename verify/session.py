@@ -15,6 +15,7 @@ from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnx_tailor.errors import InputsError, ModelError, UsageError
+from onnx_tailor.graph.file.load import load
 from onnx_tailor.verify.embedder import INPUT, embedder_of
 from onnx_tailor.verify.facts import head_size, is_over_vocabulary, table_rows, windows
 from onnx_tailor.verify.feeds import Cache, Input, Sizes, feeds, is_past
@@ -242,6 +243,8 @@ def _session(
     try:
         session = ort.InferenceSession(graph or str(path), options, providers=[provider])
     except _ORT_ERRORS as error:
+        if graph is None:
+            load(path)  # says in a sentence what is wrong with the files, if anything is
         raise ModelError(f"The {role} {path} does not load in ONNX Runtime: {_first_line(error)}") from error
     if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
         raise UsageError(

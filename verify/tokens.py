@@ -61,8 +61,10 @@ def from_npy(path: Path, window: int = 256, *, limit: int | None = None, tokeniz
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read as a .npy file of token ids: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"The tokens {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, EOFError) as error:  # numpy's own words speak of loading it unsafely
+        raise UsageError(f"{path} is no .npy file of token ids.") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in {1, 2}:
         raise UsageError(f"{path} must hold one integer array of one or two dimensions.")
     ids = array.astype(np.int64)
@@ -110,13 +112,18 @@ def _passage() -> str:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The text {path} cannot be read as UTF-8: {error}.") from error
+    except OSError as error:
+        raise UsageError(f"The text {path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The text {path} is not UTF-8: {error}.") from error
 
 
 def _tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
-        raise UsageError(f"There is no tokenizer at {path}; give the model's tokenizer.json.")
+        raise UsageError(
+            f"There is no tokenizer at {path}; give it with --tokenizer FILE, or leave out --text to compare on random "
+            "tokens."
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a file it cannot parse

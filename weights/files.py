@@ -50,9 +50,10 @@ class DataFile:
             with FileIO(path) as file:
                 stamp = _stamp(file)
         except OSError as error:
-            raise ModelError(
-                f"{path}: the model's data file cannot be read ({error.strerror}); put it beside the ONNX file"
-            ) from error
+            if isinstance(error, FileNotFoundError):
+                advice = "; put it beside the ONNX file" if path.suffix != ".onnx" else ""
+                raise ModelError(f"{path}: is missing{advice}") from error
+            raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
         return cls(path, stamp[1], stamp)
 
     def __reduce__(self) -> tuple[Callable[..., DataFile], tuple[object, ...]]:

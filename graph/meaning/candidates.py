@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -27,6 +28,8 @@ class Candidate:
     place: Place
     stacks: tuple[Stack, ...] = ()
     """Readers that choose among the rows, each a matrix [N, K] of its own."""
+    others: tuple[str, ...] = ()
+    """What else reads its initializers, and goes on to do so whatever becomes of the readers."""
 
     @property
     def name(self) -> str:
@@ -46,20 +49,12 @@ class Candidate:
         return (*(projection.node for projection in self.projections), *gathers)
 
     @property
-    def others(self) -> tuple[ir.Node, ...]:
-        """The nodes that read its initializers otherwise, and go on to do so whatever becomes of the readers."""
-        matrices = [table.matrix for table in self.tables] + [stack.matrix for stack in self.stacks]
-        roots = dict.fromkeys(m.root for m in (*matrices, *(projection.weight for projection in self.projections)))
-        own = {*self.readers, *(stack.node for stack in self.stacks)}
-        return tuple(node for root in roots for node in final_readers(root) if node not in own)
-
-    @property
     def roles(self) -> tuple[str, ...]:
         """The roles that a selector can match; a tied table is both embedding and head."""
         own = (self.place.role,) if self.place.role else ()
         return (*own, "embedding") if self.tables and "embedding" not in own else own
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names that a glob pattern can match: nodes, weight, and the modules of a torch.onnx export."""
         found = [name for node in self.readers for name in paths(node, self.matrix.name).values() if name]
@@ -93,7 +88,17 @@ def find_candidates(model: TailorModel, places: Mapping[ir.Node, Place] | None =
         if choices:
             where = expert_place(places.get(choices[0].product))
         found.append(Candidate(matrix, tuple(readers), tuple(gathers), where, tuple(choices)))
-    return found
+    known = {node for each in found for node in (*each.readers, *(stack.node for stack in each.stacks))}
+    return [replace(each, others=tuple(_others(each, known))) for each in found]
+
+
+def _others(candidate: Candidate, known: set[ir.Node]) -> Iterator[str]:
+    """Name what reads the initializers of a candidate and is no reader of any."""
+    matrices = [table.matrix for table in candidate.tables] + [stack.matrix for stack in candidate.stacks]
+    for root in dict.fromkeys(m.root for m in (*matrices, *(each.weight for each in candidate.projections))):
+        for node in final_readers(root):
+            if node not in known:
+                yield f"{node.op_type} {node.name}" if node.name else f"a {node.op_type}"
 
 
 def layer_count(candidates: Sequence[Candidate]) -> int:

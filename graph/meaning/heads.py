@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS, is_constant
-from onnx_tailor.graph.meaning.products import stored_source
 from onnx_tailor.graph.model import MICROSOFT, ONNX_DOMAINS, TailorModel, attribute, behind, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables.token_tables import find_tables
@@ -27,11 +26,15 @@ _TRANSPARENT = (
     "Softmax",
     "Squeeze",
     "Tanh",
-    "Transpose",
     "Unsqueeze",
 )
 _CHOOSE = ("ArgMax", "TopK")
 """What yields ids in the place of logits."""
+_OF_ONE = (
+    *("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+    *("Abs", "Clip", "Exp", "Neg", "Reciprocal", "Sigmoid", "Softplus", "Sqrt"),
+)
+"""Between a constant and its use."""
 _WITH_CONSTANT = ("Add", "Sub", "Mul", "Div", "Where")
 
 
@@ -69,7 +72,9 @@ def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     """
     floats = [value for value in model.graph.outputs if value.dtype in FLOATS or value.dtype is None or _is_id(value)]
     named = [value for value in floats if "logits" in (value.name or "").lower()]
-    found = [head for value in named or floats for head in _behind(value, value)]
+    # Keys and values of a cache are turned as well, so that a Transpose counts only where the name tells.
+    seen_through = (*_TRANSPARENT, *_CHOOSE, *(("Transpose",) if named else ()))
+    found = [head for value in named or floats for head in _behind(value, value, seen_through)]
     if named:
         return found
     proved = [head for head in found if not isinstance(head, NoHead)]
@@ -96,7 +101,9 @@ def head_nodes(model: TailorModel) -> list[ir.Node]:
     return [head.projection.node for head in heads if isinstance(head, Head)] + quantized
 
 
-def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | QuantizedHead | NoHead]:
+def _behind(
+    output: ir.Value, value: ir.Value | None, seen_through: tuple[str, ...]
+) -> list[Head | QuantizedHead | NoHead]:
     """Walk from the value `output` back to the projections that yield it: two where an If chooses between them."""
     while value is not None:
         node = value.producer()
@@ -105,7 +112,7 @@ def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | QuantizedHe
         if is_op(node, "If"):
             index = node.outputs.index(value)
             branches = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-            return [head for branch in branches for head in _behind(output, branch.outputs[index])]
+            return [head for branch in branches for head in _behind(output, branch.outputs[index], seen_through)]
         if node.domain == MICROSOFT and node.op_type == "MatMulNBits":
             return [QuantizedHead(output, node)]
         matched = match_projection(node)
@@ -113,17 +120,17 @@ def _behind(output: ir.Value, value: ir.Value | None) -> list[Head | QuantizedHe
             return [Head(output, matched)]
         if isinstance(matched, str):
             return [NoHead(output, f"{node.op_type} {node.name}: {matched}")]
-        value = _carried(node)
+        value = _carried(node, seen_through)
         if value is None:
             return [NoHead(output, f"{node.op_type} {node.name} stands between it and a projection")]
     return [NoHead(output, "it is not computed by a node")]
 
 
-def _carried(node: ir.Node) -> ir.Value | None:
+def _carried(node: ir.Node, seen_through: tuple[str, ...]) -> ir.Value | None:
     """Return the input that passes through `node`, or None where none does."""
     if node.domain not in ONNX_DOMAINS:
         return None
-    if node.op_type in (*_TRANSPARENT, *_CHOOSE):
+    if node.op_type in seen_through:
         return None if is_constant(node.inputs[0]) else node.inputs[0]
     if node.op_type in _WITH_CONSTANT:
         operands = node.inputs[1:] if node.op_type == "Where" else node.inputs
@@ -133,5 +140,5 @@ def _carried(node: ir.Node) -> ir.Value | None:
 
 
 def _is_fixed(value: ir.Value | None) -> bool:
-    """Whether `value` is a constant, or computed of constants alone, as a scale that is stored as its logarithm."""
-    return is_constant(value) or stored_source(value, {}) is not None
+    """Whether `value` is a constant, or a function of one, as a scale that is stored as its logarithm."""
+    return is_constant(behind(value, *_OF_ONE))

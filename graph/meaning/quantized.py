@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 
+from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.meaning.heads import head_nodes
 from onnx_tailor.graph.meaning.roles import Place, find_places, paths
 from onnx_tailor.graph.model import TailorModel, behind, is_contrib, is_op
@@ -33,7 +35,7 @@ class Quantized:
         """The roles that a selector can match."""
         return (self.place.role,) if self.place.role else ()
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The names that a glob pattern can match: node, weight, and the module of a torch.onnx export."""
         weights = [value.name or "" for value in self.node.inputs[:2] if value is not None]
@@ -54,6 +56,8 @@ def find_quantized(model: TailorModel) -> list[Quantized]:
 
 def reads_codes(node: ir.Node) -> bool:
     """Whether a node multiplies by a weight that is stored as codes: itself, or behind DequantizeLinear."""
-    weight = behind(node.inputs[1], "Transpose") if len(node.inputs) > 1 else None
-    turned = is_op(node, "MatMul", "Gemm") and weight is not None and is_op(weight.producer(), "DequantizeLinear")
-    return turned or is_contrib(node, "MatMulNBits")
+    if not is_op(node, "MatMul", "Gemm"):
+        return is_contrib(node, "MatMulNBits")
+    weight = behind(node.inputs[1], "Transpose")
+    dequantize = weight.producer() if weight is not None else None
+    return is_op(dequantize, "DequantizeLinear") and dequantize is not None and is_constant(dequantize.inputs[0])

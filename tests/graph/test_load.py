@@ -86,7 +86,7 @@ def test_paths_that_are_no_file(tmp_path: Path) -> None:
         (external(location=""), "data location '' is not inside the model's folder"),
         (external(location="a\0b"), "is not inside the model's folder"),
         (external(location="link"), "is a link out of the model's folder"),
-        (external(location="missing"), "the model's data file cannot be read (No such file or directory)"),
+        (external(location="missing"), "is missing; put it beside the ONNX file"),
         (external(location="folder"), "is no ordinary file"),
         (external(location="fifo"), "is no ordinary file"),
         (external(location="short"), "but the file has 100; it is cut off or belongs to another model"),

@@ -141,6 +141,19 @@ def test_a_router_and_its_experts(tmp_path: Path) -> None:
     }
 
 
+def test_keys_and_values_that_are_outputs_are_no_heads(tmp_path: Path) -> None:
+    """An encoder that yields a decoder's keys: turned as heads are, with no name and no table that says so."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    model (float[b, s, 16] x) => (float[b, 4, s, 4] present_key) <float[16, 16] W, int64[4] shape> {
+      k = MatMul(x, W) r = Reshape(k, shape) present_key = Transpose<perm = [0, 2, 1, 3]>(r) }"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.initializer[:]
+    weights = {"W": np.ones((16, 16), np.float32), "shape": np.array([0, 0, 4, 4])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    onnx.save(model, tmp_path / "m.onnx")
+    assert not list(head_nodes(load(tmp_path / "m.onnx")))
+
+
 def test_an_einsum_of_one_operand_is_no_product(tmp_path: Path) -> None:
     """XLNet reorders its scores by one."""
     body = "q = MatMul(x, W_q) k = MatMul(x, W_k) v = MatMul(x, W_v) t = Transpose<perm = [0, 2, 1]>(k)"

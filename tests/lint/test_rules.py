@@ -269,6 +269,13 @@ def test_a_head_that_is_a_copy_of_the_table(tmp_path: Path) -> None:
     assert not findings(float_model(tmp_path), "cpu", "untied")
 
 
+def test_a_copy_that_both_branches_read(tmp_path: Path) -> None:
+    """A merged decoder's head stands in both branches of its If, over one copy of the table."""
+    folder = Path(__file__).parents[1] / "fixtures" / "exports" / "optimum-past-bart-fp32"
+    (found,) = findings(folder / "decoder_model_merged.onnx", "cpu", "untied")
+    assert found.bytes > 0
+
+
 def test_a_quantized_table_of_its_own(tmp_path: Path) -> None:
     case = Case(4, v=V, layout="alias", own_copy=True)
     path = build(tmp_path, case)

@@ -76,6 +76,15 @@ def test_the_plan_has_the_other_passes_of_the_recipe(tmp_path: Path, name: str, 
     assert data[0] == data[1]
 
 
+def test_a_goal_from_the_command_line_takes_the_recipes_place(source: Path, tmp_path: Path) -> None:
+    chosen = recipe.load("best", settings=["quantize.size=200 kB"])
+    report = pipeline.run(chosen, source, tmp_path / "out")
+    assert sum(file.stat().st_size for file in (tmp_path / "out").glob("model.onnx*")) <= 200_000
+    assert report.after.bits_per_weight > 5
+    with pytest.raises(UsageError, match="`budget` and `kl` are two goals"):
+        recipe.load("best", settings=["quantize.budget=5 bpw", "quantize.kl=0.1"])
+
+
 def test_an_entry_without_bits_that_is_named_like_a_weight(source: Path, tmp_path: Path) -> None:
     """It says how the weight is stored, and leaves the bits to the choice."""
     name, plan = "/model/layers.1/mlp/up_proj/MatMul", tmp_path / "plan.yaml"
@@ -117,6 +126,8 @@ def test_the_plan_is_a_recipe_that_gives_the_same_file(source: Path, tmp_path: P
     plan.write_text("precious")
     with pytest.raises(UsageError, match=r"plan .*plan\.yaml: exists already and is no plan"):
         tailor(source, tmp_path / "none", f'bits: auto, budget: 6 bpw, plan: "{plan}"')
+    with pytest.raises(UsageError, match=r"plan .*: there is no folder"):
+        tailor(source, tmp_path / "none", f'bits: auto, budget: 6 bpw, plan: "{tmp_path}/nowhere/p.yaml"')
     assert plan.read_text() == "precious"
     plan.unlink()
     options = f'method: gptq, calibration: c.npz, bits: auto, budget: 6 bpw, plan: "{plan}"'

@@ -282,6 +282,32 @@ def test_a_weight_that_something_else_reads_stays(tmp_path: Path) -> None:
     assert abs(before - (report.before.weight_bytes - report.after.weight_bytes)) < 100  # shapes around the Gathers
 
 
+@pytest.mark.parametrize("reader", ["Shape", "Size"])
+def test_what_reads_a_shape_alone_is_no_reader(tmp_path: Path, reader: str) -> None:
+    source = Model().save(tmp_path / "model.onnx")
+    model = onnx.load(source, load_external_data=False)
+    weight = next(node for node in model.graph.node if "0/mlp/up_proj" in node.name).input[1]
+    model.graph.node.append(onnx.helper.make_node(reader, [weight], ["n"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("n", onnx.TensorProto.INT64, None))
+    source.write_bytes(model.SerializeToString())
+    assert "/model/layers.0/mlp/up_proj/MatMul" in changes(tailor(source, tmp_path / "out", "bits: 4"))
+
+
+def test_a_weight_that_two_products_read_in_either_direction(tmp_path: Path) -> None:
+    """Each is quantized along its own columns."""
+    source = Model().save(tmp_path / "model.onnx")
+    model = onnx.load(source, load_external_data=False)
+    product = next(node for node in model.graph.node if "0/self_attn/v_proj" in node.name)
+    other = onnx.helper.make_node("MatMul", [product.input[0], "turned"], ["more"], name="/other")
+    turn = onnx.helper.make_node("Transpose", [product.input[1]], ["turned"], perm=[1, 0])
+    at = list(model.graph.node).index(product)
+    model.graph.node.insert(at, other)
+    model.graph.node.insert(at, turn)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, None))
+    source.write_bytes(model.SerializeToString())
+    assert {"/other", product.name} <= changes(tailor(source, tmp_path / "out", "bits: 8")).keys()
+
+
 def test_layers_are_ranges_of_any_length(tmp_path: Path) -> None:
     source = Model().save(tmp_path / "model.onnx")
     report = tailor(source, tmp_path / "out", 'nodes: {"role:up": {bits: 8, layers: "1-99999999"}}')
@@ -298,6 +324,7 @@ SECOND = {
     ],
     'bits: 8, format: qdq, block_size: 16, nodes: {"role:up": 4}': ["role:up"],
     "bits: auto, budget: 9 bpw": [],
+    'bits: auto, budget: 16 bpw, nodes: {"role:v": float}': [],
 }
 
 

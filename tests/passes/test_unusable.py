@@ -33,12 +33,13 @@ def skips(path: Path, out: Path) -> dict[str, str]:
 def build(path: Path, body: str, *, fed: bool = False) -> Path:
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
     model (float[b, s, {K}] x{f", float[{K}, {K}] W" if fed else ""}) => (float[b, u, v] y)
-    <float[{K}, {K}] W, float[{K}, {K}, 1] C, int64[1] begin, int64[1] end, int64[1] axis>
+    <float[{K}, {K}] W, float[{K}, {K}, 1] C, int64[1] begin, int64[1] end, int64[1] axis, float S>
     {{ t = Transpose<perm = [0, 2, 1]>(x) {body} }}"""
     model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
     values = {name: random.standard_normal((K, K, 1)[: 2 + (name == "C")], np.float32) for name in ("W", "C")}
     numbers = {name: np.array([value], np.int64) for name, value in (("begin", 0), ("end", 32), ("axis", 1))}
+    values["S"] = np.array(0.1, np.float32)
     del model.graph.initializer[:]
     model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in (values | numbers).items())
     model.graph.node[-1].name = "last"
@@ -56,6 +57,11 @@ def test_a_weight_that_a_caller_may_replace(tmp_path: Path) -> None:
     assert skips(path, tmp_path / "out") == {
         "last": "its weight W is an input of the graph too, so that a caller may give another"
     }
+
+
+def test_activations_behind_dequantizelinear_are_no_weights(tmp_path: Path) -> None:
+    body = "q = QuantizeLinear(t, S) d = DequantizeLinear(q, S) y = MatMul(x, d)"
+    assert skips(build(tmp_path / "m.onnx", body), tmp_path / "out") == {}
 
 
 def test_projections_and_products_of_activations_are_not_told(tmp_path: Path) -> None:

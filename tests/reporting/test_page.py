@@ -155,5 +155,5 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypa
     monkeypatch.setattr(page, "find_spec", lambda name: None)
     result = call("verify", EXAMPLE, EXAMPLE, "--report", tmp_path / "report.html")
     assert result.exit_code == 2
-    assert "pip install 'onnx-tailor[report]'" in result.stderr
+    assert "pip install '.[report]'" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -140,7 +140,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no name in common"):
         compare(reference, models.bigram(tmp_path / "n.onnx", table, head, logits="scores"))
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ModelError, match=r"^The candidate .*text\.onnx does not load in ONNX Runtime"):
+    with pytest.raises(ModelError, match=r"text\.onnx: not an ONNX model, or cut off"):
         compare(reference, tmp_path / "text.onnx")
     with pytest.raises(ModelError, match=r"^The reference .*gone\.onnx is not a file"):
         compare(tmp_path / "gone.onnx", reference)

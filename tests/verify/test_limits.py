@@ -62,7 +62,12 @@ def test_a_figure_that_the_models_lack_cannot_be_limited() -> None:
         exceeded(replace(FOUND, greedy=None), parse_limits(["greedy=1"]))
 
 
-@pytest.mark.parametrize("setting", ["kl", "kl=", "kl=x", "kl=nan", "kk=1", "=1", ""])
+@pytest.mark.parametrize("setting", ["kl", "kl=", "kl=x", "kl=nan", "kk=1", "=1", "", "kl=-1", "top1=1.5"])
 def test_a_malformed_limit_is_refused(setting: str) -> None:
     with pytest.raises(UsageError, match=r"^--limit"):
         parse_limits([setting])
+
+
+def test_a_share_in_percent_is_told() -> None:
+    with pytest.raises(UsageError, match=r"top1=85: the top-1 agreement, 0 to 1 is never .* did you mean 0\.85\?"):
+        parse_limits(["top1=85"])

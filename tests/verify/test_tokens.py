@@ -100,9 +100,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"\xff\xfe\xff")
     text = tmp_path / "text.txt"
     text.write_text("a", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"cannot be read as a \.npy file"):
+    with pytest.raises(UsageError, match=r"is no \.npy file of token ids"):
         from_npy(tmp_path / "bad")
-    with pytest.raises(UsageError, match=r"cannot be read as UTF-8"):
+    with pytest.raises(UsageError, match=r"is not UTF-8"):
         from_text(tmp_path / "bad", text)
     with pytest.raises(UsageError, match=r"no tokenizer at"):
         from_text(text, tmp_path / "gone.json")
