@@ -19,6 +19,7 @@ from onnx_tailor.graph.file.load import load
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates
 from onnx_tailor.progress import Progress, Silent
 from onnx_tailor.verify.tokens import Tokens
+from onnx_tailor.weights.view import Window
 
 MEMORY = 2 << 30
 """Bytes of Hessians that are summed at once; a model with more of them runs several times."""
@@ -122,6 +123,9 @@ def _header(
     *,
     hessians: bool,
 ) -> dict[str, Any]:
+    named: dict[str, list[Window]] = {}  # the branches of an If may have weights of one name
+    for each in candidates:
+        named.setdefault(each.matrix.name, []).append(each.matrix.view)
     return {
         "version": __version__,
         "model": path.name,
@@ -130,6 +134,6 @@ def _header(
         "tokens": int(tokens.windows.size),
         "hessians": hessians,
         "inputs": entries,
-        "weights": {each.matrix.name: fingerprint(each.matrix.view) for each in candidates},
+        "weights": {name: fingerprint(views[0]) for name, views in named.items() if len(views) == 1},
         "skipped": skipped,
     }

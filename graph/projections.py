@@ -88,6 +88,8 @@ def _gemm(node: ir.Node) -> Projection | str:
     if _number(node, "beta") != 1.0:
         return "Gemm with beta"
     shape = constant_shape(bias)
+    if shape == (1,) and bias.const_value is not None and not bias.const_value.numpy().any():
+        return _unwrapped(found)  # none, as `wrap_gemm` says it below opset 11
     if shape != (found.weight.shape[0],):
         return f"Gemm whose third input is no bias of {found.weight.shape[0]} elements"
     return _unwrapped(replace(found, bias=bias))

@@ -11,6 +11,9 @@ from onnx_tailor.graph.integers import constant_integers
 from onnx_tailor.graph.model import TailorModel, is_op
 from onnx_tailor.graph.projections import leading_shape
 
+LEAST_OPSET = 11
+"""The first in which Slice takes inputs and Unsqueeze counts from behind, as rows of quantized tables need them."""
+
 
 def joined_shape(model: TailorModel, anchor: ir.Node, ids: ir.Value, last: tuple[int, ...], name: str) -> ir.Value:
     """Return the shape [dimensions of ids..., last...], computed before `anchor` where the rank is unknown."""

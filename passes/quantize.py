@@ -15,6 +15,7 @@ from onnx_tailor.graph.file.opset import obstacle, raise_opset
 from onnx_tailor.graph.meaning.candidates import Candidate, find_candidates, layer_count
 from onnx_tailor.graph.meaning.mixtures import FC1, Mixture, find_mixtures
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.shapes import LEAST_OPSET
 from onnx_tailor.passes.base import Circumstances, Pass
 from onnx_tailor.passes.explanation import explain
 from onnx_tailor.passes.input_statistics import DATA_METHODS, Choice, InputData
@@ -227,6 +228,9 @@ class Quantize(Pass):
         for candidate in candidates:
             told = explain(candidate, self.nodes, otherwise)
             found = self.match(candidate, rules.get(candidate), layers, data, in_set)
+            if candidate.tables and model.opset < LEAST_OPSET and not isinstance(found, Skip):
+                reason = f"its opset is {model.opset}, and the nodes around rows of codes need {LEAST_OPSET}"
+                found = Skip(where=candidate.name, reason=reason)
             raised = raise_opset(model, OPSET) if self.format == "qdq" and not isinstance(found, Skip) else None
             if raised is not None:
                 yield raised

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.graph.shapes import LEAST_OPSET
 from onnx_tailor.graph.tables.block_table import BlockTable, gather
 from onnx_tailor.graph.tables.read_block_table import FoundTable, Unread, find_block_tables
 from onnx_tailor.passes.base import Pass
@@ -50,6 +51,8 @@ class ReshapeDim(Pass):
         if layout == "auto" or objection is not None:
             layout = target.layout(form)  # type: ignore[assignment]  # the data names layouts as text
         where = node.name or ""
+        if model.opset < LEAST_OPSET:
+            return Skip(where=where, reason=f"the model's opset is {model.opset}, and other layouts need {LEAST_OPSET}")
         reason = f" instead of {self.layout}, which is wrong on {target.name}: {objection}" if objection else ""
         if found.layout == layout and not found.faults:
             return Skip(where=where, reason=f"its layout is {layout} and its attributes are explicit already{reason}")

@@ -13,6 +13,7 @@ from onnx_tailor.graph.constants import Matrix, final_readers
 from onnx_tailor.graph.meaning.heads import NoHead, QuantizedHead, find_heads
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.projections import Projection, match_projection, wrap_gemm
+from onnx_tailor.graph.shapes import LEAST_OPSET
 from onnx_tailor.graph.tables.token_tables import Table, find_tables
 from onnx_tailor.passes.base import Pass
 from onnx_tailor.passes.tie_quantized import tie_quantized, unchanged
@@ -58,7 +59,7 @@ class TieEmbeddings(Pass):
                 continue
             projection = match_projection(head.projection.node)  # anew: a rewrite moves Gathers
             assert isinstance(projection, Projection)
-            found = match(projection, find_tables(model), force=self.force)
+            found = match(projection, find_tables(model), force=self.force, opset=model.opset)
             results.append(found if isinstance(found, Skip) else rewrite(model, found))
         quantized = list(tie_quantized(model, target))
         results += quantized or [unchanged(model, head.node) for head in heads if isinstance(head, QuantizedHead)]
@@ -93,7 +94,7 @@ class Tied:
         )
 
 
-def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied | Skip:
+def match(projection: Projection, tables: list[Table], *, force: bool, opset: int = LEAST_OPSET) -> Tied | Skip:
     """Prove that the head's weight is a token table; decides and edits nothing."""
     head, where = projection.weight, projection.name
     fitting = [table for table in tables if table.matrix.shape == head.shape] or [
@@ -106,6 +107,9 @@ def match(projection: Projection, tables: list[Table], *, force: bool) -> Tied |
     equal = [(table, result) for table, result in results if result.equal]
     rounded = [(table, result) for table, result in results if result.equal_rounded]
     first, result = (equal or rounded or [min(results, key=lambda each: each[1].largest)])[0]
+    rows = {table.matrix.shape[0] for table in fitting} | {head.shape[0]}
+    if len(rows) > 1 and opset < LEAST_OPSET:
+        return Skip(where=where, reason=f"to cut off its padding needs opset {LEAST_OPSET}, and this is {opset}")
     if not result.equal_rounded and not force:
         return _different(where, first, head, result)
     # Copies that are exactly the head's values are one table, however many there are.

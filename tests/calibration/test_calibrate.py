@@ -106,6 +106,21 @@ def test_a_projection_in_a_subgraph_is_left_out_with_its_reason(tmp_path: Path) 
     assert "subgraph" in report.skipped["branch0"]
 
 
+def test_weights_of_one_name_in_both_branches(tmp_path: Path) -> None:
+    """Which of them a name means cannot be told, so that it tells no other model."""
+    model = with_branches(tmp_path)
+    random = np.random.default_rng(1)
+    for attribute in model.graph.node[-1].attribute:
+        own = numpy_helper.from_array(random.standard_normal((24, 53), np.float32), "own")
+        attribute.g.initializer.append(own)
+        attribute.g.node[0].input[1] = "own"
+    onnx.save(model, tmp_path / "if.onnx")
+    calibrate(tmp_path / "if.onnx", tmp_path / "c.npz", TOKENS)
+    options = ["-o", str(tmp_path / "out"), "--set", f"quantize.calibration={tmp_path / 'c.npz'}"]
+    done = CliRunner().invoke(app, ["run", "imatrix", str(tmp_path / "if.onnx"), *options])
+    assert done.exit_code == 0, done.output
+
+
 def test_a_model_with_nothing_but_branches_has_a_file_that_says_so(tmp_path: Path) -> None:
     model = with_branches(tmp_path)
     for node in [node for node in model.graph.node if node.op_type not in {"Gather", "If"}]:
