@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "reference"
 STATUS = (
-    "Exit status: 0 done; 1 the model cannot be rewritten as asked, or a limit is exceeded; 2 wrong usage or recipe."
+    "Exit status: 0 done; 1 the model cannot be rewritten as asked, `verify` found a limit exceeded, `lint` a problem, or "
+    "`check` a difference; 2 wrong usage or recipe."
 )
 
 
@@ -33,7 +34,7 @@ def commands() -> Iterator[str]:
         command = group.get_command(context, name)
         inner = typer.Context(command, info_name=f"onnx-tailor {name}")
         yield f"\n## {name}\n\n{command.help}\n\n```\n{command.get_usage(inner)}\n```\n"
-        yield "| | |\n| --- | --- |"
+        yield "| argument or option | what it says |\n| --- | --- |"
         for parameter in command.get_params(inner):
             record = parameter.get_help_record(inner) or (parameter.human_readable_name, parameter.help or "")
             yield "| `{}` | {} |".format(*(text.replace("|", "/") for text in record))
@@ -48,10 +49,14 @@ def pass_options() -> Iterator[str]:
         if rest.strip():
             yield f"```text\n{inspect.cleandoc(rest)}\n```\n"
         for owner in (cls, *nested(cls)):
+            known = list(options(owner))
+            if not known:
+                yield "No options."
+                continue
             if owner is not cls:
-                yield f"\nThe keys of a mapping `{owner.__name__}` among them:\n"
-            yield "| option | values | default | |\n| --- | --- | --- | --- |"
-            for option in options(owner):
+                yield "\nThe keys of a mapping among these values:\n"
+            yield "| option | values | default | what it does |\n| --- | --- | --- | --- |"
+            for option in known:
                 values, default = option.values.replace("|", "/"), option.default or "must be given"
                 yield f"| `{option.name}` | {values} | {default} | {option.help} |"
 
