@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_tailor import verify
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.graph.file.places import home, onnx_files
+from onnx_tailor.verify.facts import reads_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -157,8 +158,9 @@ def measure(
 
     """
     if isinstance(tokens, TokenOptions):
+        reads = reads_tokens(reference)  # else every window would give the same
         tokens = verify.random_tokens(
-            verify.LanguageModel(reference, role="reference").vocabulary_size,
+            verify.LanguageModel(reference, role="reference").vocabulary_size if reads else 2,
             windows=tokens.windows or RANDOM_WINDOWS,
             length=tokens.window or RANDOM_LENGTH,
         )

@@ -9,11 +9,13 @@ import onnx_ir as ir
 from onnx_tailor.graph.constants import FLOATS, is_constant
 from onnx_tailor.graph.meaning.products import stored_source
 from onnx_tailor.graph.meaning.quantized import reads_codes
-from onnx_tailor.graph.model import TailorModel, is_op
+from onnx_tailor.graph.model import TailorModel, is_contrib, is_op
 from onnx_tailor.graph.projections import Projection, match_projection
 from onnx_tailor.graph.tables.stacks import chosen_stack, find_stacks
 from onnx_tailor.report import Skip
 
+_FUSED = ("Attention", "DecoderAttention", "EmbedLayerNormalization", "LongformerAttention", "PackedAttention")
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _LARGE = 4096
 """Bytes from which on a weight in an unusual place is worth a word."""
 
@@ -22,7 +24,9 @@ def unusable(model: TailorModel) -> Iterator[Skip]:
     """Yield the products with a float weight that are no projection, and how many are quantized already."""
     quantized = sum(reads_codes(node) for node in model.nodes())
     if quantized:
-        yield Skip(where=model.path.name, reason=f"{quantized} projections are quantized already and stay as they are")
+        several = f"{quantized} projections are quantized already and stay as they are"
+        one = "a projection is quantized already and stays as it is"
+        yield Skip(where=model.path.name, reason=several if quantized > 1 else one)
     stacks = {stack.product for stack in find_stacks(model)}
     large = {
         name: value
@@ -42,6 +46,9 @@ def _reason(node: ir.Node, large: dict[str, ir.Value], known: dict[ir.Value, str
     chosen = next(filter(None, map(chosen_stack, node.inputs[:2])), None) if is_op(node, "MatMul") else None
     if chosen is not None and chosen[1].dtype in FLOATS:
         return f"{chosen[0].name} chooses its weights from {chosen[1].name} in a way that no rule knows"
+    if is_contrib(node, *_FUSED) or is_op(node, *_RECURRENT):
+        own = next((large[value.name or ""] for value in node.inputs if value and (value.name or "") in large), None)
+        return None if own is None else f"{node.op_type} reads {own.name} itself, and takes no codes"
     found = match_projection(node)
     if isinstance(found, Projection) or len(node.inputs) < 2:
         return None

@@ -83,9 +83,18 @@ def reads_tokens(path: Path) -> bool:
 def table_rows(path: Path) -> int | None:
     """Return the rows of the table that the token ids gather from, or None where there is no such table."""
     graph = _load(path)
-    rows = {each.name: int(each.dims[0]) for each in graph.initializer if len(each.dims) >= 2}
     ids = {each.name for each in graph.input if each.name in IDS}
+    return _rows(graph, ids, {})
+
+
+def _rows(graph: onnx.GraphProto, ids: set[str], outer: dict[str, int]) -> int | None:
+    """Look for the Gather in a graph, and in the graphs inside it, where `ids` and the tables `outer` are known."""
+    rows = outer | {each.name: int(each.dims[0]) for each in graph.initializer if len(each.dims) >= 2}
     for node in graph.node:  # in topological order, as ONNX demands
+        for attribute in node.attribute:
+            found = _rows(attribute.g, ids, rows) if attribute.type == onnx.AttributeProto.GRAPH else None
+            if found is not None:
+                return found
         if node.op_type in _PASSING and ids.intersection(node.input):
             ids.update(node.output)
         elif node.op_type in _GATHERS and node.input[1] in ids and node.input[0] in rows:

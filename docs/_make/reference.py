@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "reference"
 STATUS = (
-    "Exit status: 0 done; 1 the model cannot be rewritten as asked, `verify` found a limit exceeded, `lint` a problem, or "
-    "`check` a difference; 2 wrong usage or recipe."
+    "Exit status: 0 done; 1 the model cannot be rewritten as asked, `verify` found a limit exceeded, `lint` a problem, "
+    "or `check` a difference; 2 wrong usage or recipe."
 )
 
 

@@ -8,12 +8,20 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
-from onnx_tailor.graph.tables.plain_table import read_plain
+from onnx_tailor.graph.tables.plain_table import PlainRows, read_plain
 from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+_INTEGER = {
+    "MatMulInteger": 1,
+    "QLinearMatMul": 3,
+    "DynamicQuantizeMatMul": 1,
+    "MatMulIntegerToFloat": 1,
+    "MatMulBnb4": 1,
+}
+"""Other operators on integers, by the input that is a weight."""
 _EXPERT_CODES, _EXPERT_SCALES = (2, 5, 8), (3, 6, 9, 11, 12, 13)
 """Inputs of QMoE."""
 
@@ -76,11 +84,12 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     for node in model.nodes():
         plain = read_plain(node)
         if plain is not None:
-            counts.setdefault(plain.scales, 0)
-            if plain.codes.const_value is not None:
-                counts.setdefault(plain.codes, plain.codes.const_value.nbytes * 8 // plain.bits)
+            for value, weights in _plain_operands(plain).items():
+                counts.setdefault(value, weights)
         if is_op(node, "DequantizeLinear"):
             counts |= _dequantized_operands(node)
+        elif node.op_type in _INTEGER:
+            counts |= _integer_operand(node, _INTEGER[node.op_type])
         if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
             continue
         if node.op_type == "QMoE":
@@ -108,6 +117,20 @@ def _dequantized_operands(node: ir.Node) -> dict[ir.Value, int]:
     if weight is None or not weight.is_initializer() or weight.const_value is None:
         return {}
     return {value: 0 for value in others if value is not None} | {weight: int(weight.const_value.size)}
+
+
+def _plain_operands(plain: PlainRows) -> dict[ir.Value, int]:
+    """Return the same for one table in the layout `plain`."""
+    codes = plain.codes.const_value
+    return {plain.scales: 0} | ({} if codes is None else {plain.codes: codes.nbytes * 8 // plain.bits})
+
+
+def _integer_operand(node: ir.Node, index: int) -> dict[ir.Value, int]:
+    """Return the same for the weight of a product of integers."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return {}
+    return {value: attribute(node, "N", 0) * attribute(node, "K", 0) or int(value.const_value.size)}
 
 
 def _expert_operands(node: ir.Node) -> dict[ir.Value, int]:

@@ -186,7 +186,7 @@ def _sources(value: ir.Value, node: ir.Node) -> list[ir.Value]:
 
 def _is_table(node: ir.Node) -> bool:
     """Whether `node` gathers rows of stored numbers, as an embedding does."""
-    if is_contrib(node, "GatherBlockQuantized"):
+    if is_contrib(node, "GatherBlockQuantized", "EmbedLayerNormalization"):
         return True
     if not is_op(node, "Gather"):
         return False

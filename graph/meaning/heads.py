@@ -77,11 +77,16 @@ def find_heads(model: TailorModel) -> list[Head | QuantizedHead | NoHead]:
     found = [head for value in named or floats for head in _behind(value, value, seen_through)]
     if named:
         return found
-    proved = [head for head in found if not isinstance(head, NoHead)]
+    proved = [head for head in found if not isinstance(head, NoHead) and not _is_state(head.output)]
     # Without the name, keys and values of a cache would pass for logits; a head has a row for each token.
     vocabularies = {table.matrix.shape[0] for table in find_tables(model)}
     fitting = [head for head in proved if _rows(head) in vocabularies]
     return [*(fitting or proved)]
+
+
+def _is_state(value: ir.Value) -> bool:
+    """Whether an output is keys or values of a cache, [batch, heads, tokens, size], whatever stands before it."""
+    return (value.name or "").startswith(("present", "past")) or (value.shape is not None and len(value.shape) == 4)
 
 
 def _is_id(value: ir.Value) -> bool:

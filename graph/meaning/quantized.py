@@ -18,6 +18,9 @@ _SUFFIX = re.compile(r"_q[248](_\w+)?$")
 """What the pass `quantize` appends to a weight's name."""
 
 
+_INTEGER = ("DynamicQuantizeMatMul", "MatMulBnb4", "MatMulIntegerToFloat", "MatMulNBits")
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A node that reads a weight as codes."""
@@ -56,8 +59,13 @@ def find_quantized(model: TailorModel) -> list[Quantized]:
 
 def reads_codes(node: ir.Node) -> bool:
     """Whether a node multiplies by a weight that is stored as codes: itself, or behind DequantizeLinear."""
+    if is_op(node, "QLinearMatMul"):
+        return is_constant(node.inputs[3])
+    if is_op(node, "MatMulInteger") or is_contrib(node, *_INTEGER):
+        return is_constant(node.inputs[1])
     if not is_op(node, "MatMul", "Gemm"):
-        return is_contrib(node, "MatMulNBits")
+        return False
     weight = behind(node.inputs[1], "Transpose")
     dequantize = weight.producer() if weight is not None else None
-    return is_op(dequantize, "DequantizeLinear") and dequantize is not None and is_constant(dequantize.inputs[0])
+    standard = is_op(dequantize, "DequantizeLinear") or is_contrib(dequantize, "DequantizeLinear")
+    return standard and dequantize is not None and is_constant(dequantize.inputs[0])

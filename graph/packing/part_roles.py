@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.activations import ACTIVATIONS
 from onnx_tailor.graph.constants import Matrix, constant_matrix, is_constant
-from onnx_tailor.graph.model import MICROSOFT, is_op
+from onnx_tailor.graph.model import MICROSOFT, is_contrib, is_op
 
 _SETS = ({"q", "k", "v"}, {"k", "v"}, {"gate", "up"})
 _FUSED = frozenset({"MultiHeadAttention", "GroupQueryAttention", "SparseAttention", "PagedAttention"})
@@ -46,7 +46,7 @@ def _attention_roles(value: ir.Value) -> Iterator[str]:
     for node, index in _reached(value, _ANY_INPUT, _FIRST_INPUT):
         if (node.domain == MICROSOFT and node.op_type in _FUSED) or is_op(node, "Attention"):
             yield from "qkv"[index : index + 1]
-        elif is_op(node, "MatMul"):
+        elif is_op(node, "MatMul") or is_contrib(node, "FusedMatMul"):
             other = node.inputs[1 - index]
             if isinstance(constant_matrix(other), Matrix) or is_constant(other):
                 continue

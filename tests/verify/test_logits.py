@@ -15,6 +15,7 @@ from onnx_tailor.calibration.measure import has_logits
 from onnx_tailor.errors import UsageError
 from onnx_tailor.graph.file.load import load
 from onnx_tailor.verify import compare
+from onnx_tailor.verify.facts import table_rows
 from onnx_tailor.verify.session import LanguageModel
 from onnx_tailor.verify.tokens import Tokens, random_tokens
 
@@ -75,6 +76,22 @@ def test_bits_are_chosen_by_it(tmp_path: Path, form: str) -> None:
     chosen = recipe.load("best", settings=["quantize.budget=24 bpw", "quantize.embeddings=true"])
     report = pipeline.run(chosen, source, tmp_path / "out")
     assert 4 < report.after.bits_per_weight <= 24
+
+
+def test_the_table_in_a_branch(tmp_path: Path) -> None:
+    """As a merged decoder has it."""
+    branches = [
+        f"{name} = g{name} () => (float[b, s, {K}] h{name}) {{ h{name} = Gather(E, input_ids) }}"
+        for name in ("then_branch", "else_branch")
+    ]
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    model (int64[b, s] input_ids, bool first) => (float[b, s, {K}] y)
+    <float[{V}, {K}] E> {{ y = If<{", ".join(branches)}>(first) }}"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((V, K), np.float32), "E"))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert table_rows(tmp_path / "m.onnx") == V
 
 
 def test_ids_are_those_of_the_table(tmp_path: Path) -> None:
