@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
-from onnx_tailor.graph.tables.plain_table import PlainRows, read_plain
+from onnx_tailor.graph.tables.plain_table import read_plain
 from onnx_tailor.graph.tables.scales import stored_scales
 from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
@@ -82,10 +82,8 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
     """Return how many weights each operand of a quantized operator stands for: none for scales and zero points."""
     counts: dict[ir.Value, int] = {}
     for node in model.nodes():
-        plain = read_plain(node)
-        if plain is not None:
-            for value, weights in _plain_operands(plain).items():
-                counts.setdefault(value, weights)
+        for operand, weights in _plain_operands(node).items():
+            counts.setdefault(operand, weights)
         if is_op(node, "DequantizeLinear"):
             counts |= _dequantized_operands(node)
         elif node.op_type in _INTEGER:
@@ -119,8 +117,11 @@ def _dequantized_operands(node: ir.Node) -> dict[ir.Value, int]:
     return {value: 0 for value in others if value is not None} | {weight: int(weight.const_value.size)}
 
 
-def _plain_operands(plain: PlainRows) -> dict[ir.Value, int]:
-    """Return the same for one table in the layout `plain`."""
+def _plain_operands(node: ir.Node) -> dict[ir.Value, int]:
+    """Return the same for one table in the layout `plain`, which ends in `node`."""
+    plain = read_plain(node)
+    if plain is None:
+        return {}
     codes = plain.codes.const_value
     return {plain.scales: 0} | ({} if codes is None else {plain.codes: codes.nbytes * 8 // plain.bits})
 
