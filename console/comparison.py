@@ -66,7 +66,9 @@ def _show(console: Console, comparison: Comparison) -> None:
         console.print(_worst(comparison))
     console.print(_outputs(comparison))
     if len(comparison.outputs) > _SHOWN_OUTPUTS:
-        print_line(console, f"and {len(comparison.outputs) - _SHOWN_OUTPUTS} outputs that differ no more", "dim")
+        more = len(comparison.outputs) - _SHOWN_OUTPUTS
+        said = "1 other output, which differs" if more == 1 else f"{more} other outputs, which differ"
+        print_line(console, f"and {said} no more", "dim")
     for title, names in (
         ("only in the reference", comparison.only_reference),
         ("only in the candidate", comparison.only_candidate),

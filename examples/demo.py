@@ -52,7 +52,8 @@ def main(model: Path, text: Path, tokenizer: Path, out: Path) -> None:
             f"{result.top1_agreement:.3f}",
             f"{report.seconds:.1f}",
         )
-        console.print(f"[bold]{name}[/]: {sum(len(p.changes) for p in report.passes)} changes, written to {out / name}")
+        changes = sum(len(p.changes) for p in report.passes)
+        console.print(f"[bold]{name}[/]: {changes} change{'s' * (changes != 1)}, written to {out / name}")
     console.print(table)
     page = out / "report.html"
     build_page(page, model, [out / name / model.name for name in RECIPES], measured)

@@ -61,8 +61,6 @@ def unaligned(subject: Subject) -> Iterator[Finding]:
         elif view.offset % ALIGNMENT and tensor.nbytes >= _LARGE:
             loose.append((value, tensor))
     if loose:
-        what = (
-            f"{len(loose)} large weights begin at no multiple of {ALIGNMENT}, which the ONNX format asks for "
-            "where files are mapped"
-        )
+        many = "a large weight begins" if len(loose) == 1 else f"{len(loose)} large weights begin"
+        what = f"{many} at no multiple of {ALIGNMENT}, which the ONNX format asks for where files are mapped"
         yield subject.note("alignment", loose[0][0].name, what, mend=_MEND)

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError, UsageError
 from onnx_tailor.graph.file.save import Storage
-from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute
+from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
+from onnx_tailor.graph.tables.plain_table import read_plain
 from onnx_tailor.output.companions import Companion
 
 CONFIG = "config.json"
@@ -49,7 +50,7 @@ def dtype(model: TailorModel) -> str:
     if ir.DataType.BFLOAT16 in kinds:
         raise ModelError(f"{model.path}: has bfloat16 inputs or outputs, which transformers.js cannot feed or read")
     half = ir.DataType.FLOAT16 in kinds
-    bits = [_bits(node) for node in model.nodes() if node.domain == MICROSOFT]
+    bits = [_bits(node) for node in model.nodes()]
     fewest = min((each for each in bits if each), default=0)
     if not fewest:
         return "fp16" if half else "fp32"
@@ -57,8 +58,17 @@ def dtype(model: TailorModel) -> str:
 
 
 def _bits(node: ir.Node) -> int:
+    """Return the bits of the weight that a node reads as codes; 0 for any other."""
     name = {"MatMulNBits": "bits", "GatherBlockQuantized": "bits", "QMoE": "expert_weight_bits"}.get(node.op_type)
-    return attribute(node, name, 4) if name else 0
+    if name is not None and node.domain == MICROSOFT:
+        return attribute(node, name, 4)
+    plain = read_plain(node)
+    if plain is not None:
+        return plain.bits
+    if is_op(node, "DequantizeLinear"):
+        kind = None if node.inputs[0] is None else node.inputs[0].dtype
+        return int(kind.bitwidth) if kind is not None and kind.bitwidth <= 8 else 0  # biases have 32
+    return 8 if is_op(node, "MatMulInteger", "QLinearMatMul") else 0
 
 
 def name_models(models: Sequence[TailorModel]) -> None:

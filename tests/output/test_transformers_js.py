@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import handmade
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from onnx_tailor.cli import app
+from onnx_tailor.graph.file.load import load
+from onnx_tailor.output import transformers_js
 
 ROOT = Path(__file__).parents[2]
 GENAI = ROOT / "tests" / "fixtures" / "exports" / "genai-llama-int4-k_quant"
@@ -75,6 +79,28 @@ def test_names_follow_from_the_weights(tmp_path: Path, model: Path, recipe: str,
     onnx.checker.check_model(str(tmp_path / "out" / "onnx" / f"{name}.onnx"))
     assert call("check", tmp_path / "out").exit_code == 0
     assert call("verify", model, tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("operator", "codes", "suffix"),
+    [
+        ("MatMulInteger", "i = MatMulInteger(q, C) logits = Cast<to = 1>(i)", "_quantized"),
+        ("DequantizeLinear", "d = DequantizeLinear(C, s) logits = MatMul(x, d)", "_quantized"),
+        ("of activations alone", "d = DequantizeLinear(q, s, z) logits = MatMul(d, F)", "_quantized"),
+        ("a bias", "d = DequantizeLinear(B, s) m = MatMul(x, F) logits = Add(m, d)", ""),
+    ],
+)
+def test_integers_of_other_operators_name_a_file_as_well(
+    tmp_path: Path, operator: str, codes: str, suffix: str
+) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> model (float[b, 8] x) => (float[b, 8] logits)
+    <uint8[8, 8] C, float[8, 8] F, int32[8] B> {{ q, s, z = DynamicQuantizeLinear(x) {codes} }}"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.initializer[:]
+    values = {"C": np.ones((8, 8), np.uint8), "F": np.ones((8, 8), np.float32), "B": np.ones(8, np.int32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
+    onnx.save(model, tmp_path / "model.onnx")
+    assert transformers_js.dtype(load(tmp_path / "model.onnx")) == ("q8" if suffix else "fp32"), operator
 
 
 def test_chunks_are_counted_and_the_forecast_names_them(tmp_path: Path, model: Path) -> None:
