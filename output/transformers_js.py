@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnx_tailor.errors import ModelError, UsageError
+from onnx_tailor.graph.constants import is_constant
 from onnx_tailor.graph.file.save import Storage
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.tables.plain_table import read_plain
@@ -66,7 +67,7 @@ def _bits(node: ir.Node) -> int:
     if plain is not None:
         return plain.bits
     if is_op(node, "DequantizeLinear"):
-        kind = None if node.inputs[0] is None else node.inputs[0].dtype
+        kind = node.inputs[0].dtype if node.inputs[0] is not None and is_constant(node.inputs[0]) else None
         return int(kind.bitwidth) if kind is not None and kind.bitwidth <= 8 else 0  # biases have 32
     return 8 if is_op(node, "MatMulInteger", "QLinearMatMul") else 0
 

@@ -82,17 +82,15 @@ def test_names_follow_from_the_weights(tmp_path: Path, model: Path, recipe: str,
 
 
 @pytest.mark.parametrize(
-    ("operator", "codes", "suffix"),
+    ("operator", "codes", "dtype"),
     [
-        ("MatMulInteger", "i = MatMulInteger(q, C) logits = Cast<to = 1>(i)", "_quantized"),
-        ("DequantizeLinear", "d = DequantizeLinear(C, s) logits = MatMul(x, d)", "_quantized"),
-        ("of activations alone", "d = DequantizeLinear(q, s, z) logits = MatMul(d, F)", "_quantized"),
-        ("a bias", "d = DequantizeLinear(B, s) m = MatMul(x, F) logits = Add(m, d)", ""),
+        ("MatMulInteger", "i = MatMulInteger(q, C) logits = Cast<to = 1>(i)", "q8"),
+        ("DequantizeLinear", "d = DequantizeLinear(C, s) logits = MatMul(x, d)", "q8"),
+        ("of activations alone", "d = DequantizeLinear(q, s, z) logits = MatMul(d, F)", "fp32"),
+        ("a bias", "d = DequantizeLinear(B, s) m = MatMul(x, F) logits = Add(m, d)", "fp32"),
     ],
 )
-def test_integers_of_other_operators_name_a_file_as_well(
-    tmp_path: Path, operator: str, codes: str, suffix: str
-) -> None:
+def test_integers_of_other_operators_name_a_file_as_well(tmp_path: Path, operator: str, codes: str, dtype: str) -> None:
     text = f"""<ir_version: 10, opset_import: ["" : 21]> model (float[b, 8] x) => (float[b, 8] logits)
     <uint8[8, 8] C, float[8, 8] F, int32[8] B> {{ q, s, z = DynamicQuantizeLinear(x) {codes} }}"""
     model = onnx.parser.parse_model(text)
@@ -100,7 +98,7 @@ def test_integers_of_other_operators_name_a_file_as_well(
     values = {"C": np.ones((8, 8), np.uint8), "F": np.ones((8, 8), np.float32), "B": np.ones(8, np.int32)}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
     onnx.save(model, tmp_path / "model.onnx")
-    assert transformers_js.dtype(load(tmp_path / "model.onnx")) == ("q8" if suffix else "fp32"), operator
+    assert transformers_js.dtype(load(tmp_path / "model.onnx")) == dtype, operator
 
 
 def test_chunks_are_counted_and_the_forecast_names_them(tmp_path: Path, model: Path) -> None:
