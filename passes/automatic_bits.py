@@ -16,7 +16,7 @@ from onnx_tailor.errors import OptionError
 from onnx_tailor.graph.meaning.quantized import find_quantized
 from onnx_tailor.graph.model import TailorModel
 from onnx_tailor.passes.judges import Judge, find_judges
-from onnx_tailor.passes.plan_recipe import require_free, write_plan
+from onnx_tailor.passes.plan_recipe import require_writable, write_plan
 from onnx_tailor.passes.remarked import Remarked
 from onnx_tailor.passes.selectors import NodeRule, Setting
 from onnx_tailor.passes.set_parts import Part, Shared, bytes_left, exactly, find_shared
@@ -39,7 +39,7 @@ def with_explicit_bits(
     """
     options = passes[0]
     if options.plan is not None:
-        require_free(options.plan)
+        require_writable(options.plan, circumstances)
     goal = parse_goal(options.budget, options.size, options.kl)
     assert goal is not None
     parts = [Part.of(each, model, circumstances) for each, model in zip(passes, models, strict=True)]

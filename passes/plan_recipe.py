@@ -19,12 +19,17 @@ _OURS = "# Chosen by `bits: auto`"
 _HEADER = _OURS + " with {goal}. Edit it, or run it again without measuring.\n"
 
 
-def require_free(path: str) -> None:
-    """Refuse to replace what is no plan.
+def require_writable(path: str, circumstances: Circumstances) -> None:
+    """See, before anything is measured, that the plan can be written: never in the place of another file.
 
     Raises:
-        OptionError: there is another file.
+        OptionError: it cannot.
     """
+    for each in (*circumstances.before, *circumstances.after):
+        try:
+            _item(each)
+        except TypeError as error:
+            raise OptionError(f"no plan can hold the pass {each.name}: {error}", key=("plan",)) from error
     try:
         with Path(path).open(encoding="utf-8", errors="replace") as file:
             ours = file.read(len(_OURS)) == _OURS

@@ -57,6 +57,8 @@ def _reason(node: ir.Node, large: dict[str, ir.Value], known: dict[ir.Value, str
     fed = next((value for value in node.inputs[:2] if _is_replaceable(value)), None)
     if fed is not None:
         return f"its weight {fed.name} is an input of the graph too, so that a caller may give another"
+    if found is None and not is_op(node, "Conv"):
+        return None
     first, second = (large.get(stored_source(value, known) or "") for value in node.inputs[:2])
     if is_op(node, "Conv") and second is not None:
         return f"a convolution by {second.name}, which no operator takes in blocks of few bits"

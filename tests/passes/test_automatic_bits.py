@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from language_model import Model
@@ -12,6 +13,10 @@ from language_model import Model
 from onnx_tailor import pipeline, recipe
 from onnx_tailor.calibration.calibrate import calibrate
 from onnx_tailor.errors import UsageError
+from onnx_tailor.graph.model import TailorModel
+from onnx_tailor.passes import Pass, Quantize
+from onnx_tailor.report import Change, Skip
+from onnx_tailor.targets import Target
 from onnx_tailor.verify import compare
 from onnx_tailor.verify.tokens import random_tokens
 
@@ -74,6 +79,23 @@ def test_the_plan_has_the_other_passes_of_the_recipe(tmp_path: Path, name: str, 
     assert first.after.weight_bytes == second.after.weight_bytes
     data = [(tmp_path / folder / first.files[1]).read_bytes() for folder in ("first", "second")]
     assert data[0] == data[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfPython(Pass):
+    """A pass with an option that no recipe can write."""
+
+    name: ClassVar[str] = "of-python"
+    key: Callable[[str], int]
+
+    def apply(self, model: TailorModel, target: Target) -> Iterator[Change | Skip]:
+        yield Skip(where=model.path.name, reason=f"{self.key(target.name)} letters")
+
+
+def test_a_pass_that_no_plan_can_hold_is_told_before_measuring(source: Path, tmp_path: Path) -> None:
+    passes: list[Pass] = [OfPython(key=len), Quantize(bits="auto", budget="6 bpw", plan=str(tmp_path / "p.yaml"))]
+    with pytest.raises(UsageError, match="no plan can hold the pass of-python"):
+        pipeline.run(recipe.of_passes(passes), source, tmp_path / "out")
 
 
 def test_a_goal_from_the_command_line_takes_the_recipes_place(source: Path, tmp_path: Path) -> None:
