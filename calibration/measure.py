@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,16 @@ class Measure:
             ModelError: a model cannot be run, or what is rewritten does not fit into a graph.
         """
         pairs = zip(self.reference, self._outputs(edit, edit_encoder), strict=True)
-        if not has_logits(self.model):
+        if self._logits is None:
             return _relative_square(pairs)
         total = LogitSums()
         for window, ((first,), (second,)) in zip(self.windows, pairs, strict=True):
             total += logit_sums(first[0], second[0], window)
         return total.kl_mean
+
+    @cached_property
+    def _logits(self) -> str | None:
+        return _logits(self.model)
 
     def _outputs(self, edit: Edit | None, edit_encoder: Edit | None) -> Iterator[tuple[Array, ...]]:
         """Yield for each window the logits [1, s, V], or every output of floats."""
@@ -100,8 +105,7 @@ class Measure:
         masked = any(value.name == _MASK for value in self.model.graph.inputs)
         names = [value.name or "" for value in self.model.graph.outputs if value.dtype in FLOATS]
         session = runner(_edited(self.model, edit))
-        logits = _logits(self.model)
-        names = names if logits is None else [logits]
+        names = names if self._logits is None else [self._logits]
         if not names:
             raise ModelError(f"{self.model.path}: yields no floats to measure by; give bits in the place of `auto`")
         for number, window in enumerate(self.windows):

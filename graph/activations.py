@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-GELUS = frozenset({"BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu", "Tanh"})
-"""GELU, and what exporters write it with."""
-ACTIVATIONS = GELUS | {
-    "Celu",
-    "Elu",
-    "HardSigmoid",
-    "HardSwish",
-    "LeakyRelu",
-    "Mish",
-    "PRelu",
-    "Relu",
-    "Selu",
-    "Sigmoid",
-    "Silu",
-    "Softplus",
-    "Swish",
-    "ThresholdedRelu",
-}
+ACTIVATIONS = frozenset(
+    {
+        "BiasGelu",
+        "Celu",
+        "Elu",
+        "Erf",
+        "FastGelu",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "QuickGelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Silu",
+        "Softplus",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    }
+)
+"""With Erf and Tanh, of which exporters build GELU."""

@@ -23,7 +23,7 @@ class Closing:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin with no file; `progress` hears of the bytes hashed."""
+        """Begin with no file."""
         self._folder = folder
         self._flusher = ThreadPoolExecutor(1)
         self._hashers = ThreadPoolExecutor(workers())

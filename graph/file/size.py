@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import FLOATS
+from onnx_tailor.graph.integer_products import integer_weight
 from onnx_tailor.graph.model import MICROSOFT, TailorModel, attribute, is_op
 from onnx_tailor.graph.tables.plain_table import read_plain
 from onnx_tailor.graph.tables.scales import stored_scales
@@ -14,14 +15,6 @@ from onnx_tailor.report import Size
 from onnx_tailor.weights.tensors import Blob, WeightTensor
 
 _QUANTIZED = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
-_INTEGER = {
-    "MatMulInteger": 1,
-    "QLinearMatMul": 3,
-    "DynamicQuantizeMatMul": 1,
-    "MatMulIntegerToFloat": 1,
-    "MatMulBnb4": 1,
-}
-"""Other operators on integers, by the input that is a weight."""
 _EXPERT_CODES, _EXPERT_SCALES = (2, 5, 8), (3, 6, 9, 11, 12, 13)
 """Inputs of QMoE."""
 
@@ -86,8 +79,7 @@ def _quantized_operands(model: TailorModel) -> dict[ir.Value, int]:
             counts.setdefault(operand, weights)
         if is_op(node, "DequantizeLinear"):
             counts |= _dequantized_operands(node)
-        elif node.op_type in _INTEGER:
-            counts |= _integer_operand(node, _INTEGER[node.op_type])
+        counts |= _integer_operand(node)
         if node.domain != MICROSOFT or node.op_type not in _QUANTIZED:
             continue
         if node.op_type == "QMoE":
@@ -126,9 +118,9 @@ def _plain_operands(node: ir.Node) -> dict[ir.Value, int]:
     return {plain.scales: 0} | ({} if codes is None else {plain.codes: codes.nbytes * 8 // plain.bits})
 
 
-def _integer_operand(node: ir.Node, index: int) -> dict[ir.Value, int]:
+def _integer_operand(node: ir.Node) -> dict[ir.Value, int]:
     """Return the same for the weight of a product of integers."""
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = integer_weight(node)
     if value is None or not value.is_initializer() or value.const_value is None:
         return {}
     return {value: attribute(node, "N", 0) * attribute(node, "K", 0) or int(value.const_value.size)}

@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from onnx_tailor.graph.constants import is_constant
+from onnx_tailor.graph.integer_products import integer_weight
 from onnx_tailor.graph.meaning.heads import head_nodes
 from onnx_tailor.graph.meaning.roles import Place, find_places, paths
 from onnx_tailor.graph.model import TailorModel, behind, is_contrib, is_op
@@ -16,9 +17,6 @@ from onnx_tailor.graph.tables.read_block_table import find_block_tables
 
 _SUFFIX = re.compile(r"_q[248](_\w+)?$")
 """What the pass `quantize` appends to a weight's name."""
-
-
-_INTEGER = ("DynamicQuantizeMatMul", "MatMulBnb4", "MatMulIntegerToFloat", "MatMulNBits")
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,9 @@ def find_quantized(model: TailorModel) -> list[Quantized]:
 
 def reads_codes(node: ir.Node) -> bool:
     """Whether a node multiplies by a weight that is stored as codes: itself, or behind DequantizeLinear."""
-    if is_op(node, "QLinearMatMul"):
-        return is_constant(node.inputs[3])
-    if is_op(node, "MatMulInteger") or is_contrib(node, *_INTEGER):
-        return is_constant(node.inputs[1])
+    codes = node.inputs[1] if is_contrib(node, "MatMulNBits") else integer_weight(node)
+    if codes is not None:
+        return is_constant(codes)
     if not is_op(node, "MatMul", "Gemm"):
         return False
     weight = behind(node.inputs[1], "Transpose")
